@@ -1,0 +1,1 @@
+//! The CRI client: deadlines and errors that say what to do

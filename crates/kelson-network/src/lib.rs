@@ -1,0 +1,1 @@
+//! CNI: configuration, external plugins, native plugins

@@ -1,0 +1,1 @@
+//! The heart: one task owns one pod and its containers

@@ -1,0 +1,1 @@
+//! The zygote, the shim and their protocol

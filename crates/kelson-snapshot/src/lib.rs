@@ -1,0 +1,1 @@
+//! Snapshotters: layers on disk and root file systems from them

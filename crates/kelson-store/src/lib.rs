@@ -1,0 +1,1 @@
+//! Durable state: versioned records in an embedded database

@@ -1,0 +1,2 @@
+//! A container runtime for Kubernetes nodes
+fn main() {}
