@@ -1,2 +1,54 @@
-//! Developer commands.
-fn main() {}
+//! Developer commands, run as `cargo xtask <command>`. Never part of what is installed.
+#![expect(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a command line tool"
+)]
+
+mod deny;
+mod proto;
+mod setup;
+mod test;
+mod tidy;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+const USAGE: &str = "\
+Usage: cargo xtask <command>
+
+Commands:
+  test [name]       install what tests need, run them all, count passed, failed and skipped
+  tidy              rules of the code that the compiler does not know
+  deny              licences, sources and bans of dependencies
+  proto [--check]   generate the CRI bindings from proto/ (--check: only see whether they are current)
+";
+
+fn main() -> ExitCode {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    let result = match args.as_slice() {
+        ["test", filter @ ..] => test::run(&root(), filter),
+        ["tidy"] => tidy::run(&root()),
+        ["deny"] => deny::run(&root()),
+        ["proto"] => proto::run(&root(), proto::Mode::Write),
+        ["proto", "--check"] => proto::run(&root(), proto::Mode::Check),
+        _ => {
+            eprint!("{USAGE}");
+            return ExitCode::from(2);
+        }
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// The root of the workspace: the parent of this crate's directory.
+fn root() -> PathBuf {
+    let own = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
+    own.parent().map_or(own.clone(), PathBuf::from)
+}

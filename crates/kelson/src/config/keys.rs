@@ -1,0 +1,271 @@
+//! The table of all configuration keys: name, documentation, default, check.
+
+use std::path::PathBuf;
+
+use toml::de::DeValue;
+
+use super::{Config, LogFormat, NetworkFallback};
+
+/// One key of the configuration.
+pub(super) struct Key {
+    /// `table.key`.
+    pub(super) name: &'static str,
+    /// What it means, in plain text; line breaks as they should appear.
+    pub(super) doc: &'static str,
+    /// The default, as TOML.
+    pub(super) default: &'static str,
+    /// Checks a value and puts it into the configuration; the error says what was expected.
+    pub(super) set: fn(&mut Config, &DeValue<'_>) -> Result<(), String>,
+}
+
+/// All keys, in the order in which `kelson config default` prints them.
+pub(super) const KEYS: &[Key] = &[
+    Key {
+        name: "daemon.root",
+        doc: "Images, unpacked layers and the writable layers of containers. Survives a reboot.\nNeeds a file system that overlayfs accepts as upper layer (ext4, xfs, btrfs).",
+        default: "\"/var/lib/kelson\"",
+        set: |c, v| absolute(v).map(|p| c.root = p),
+    },
+    Key {
+        name: "daemon.state",
+        doc: "Pods, shim sockets and the state database. Should be on a tmpfs: it is about this boot.",
+        default: "\"/run/kelson\"",
+        set: |c, v| absolute(v).map(|p| c.state = p),
+    },
+    Key {
+        name: "cri.socket",
+        doc: "The CRI socket, made with mode 0600. Point the kubelet's --container-runtime-endpoint here.",
+        default: "\"/run/kelson/kelson.sock\"",
+        set: |c, v| absolute(v).map(|p| c.socket = p),
+    },
+    Key {
+        name: "log.level",
+        doc: "error, warn, info, debug, or a filter by module such as \"info,kelson_pod=debug\".",
+        default: "\"info\"",
+        set: |c, v| {
+            let text = string(v)?;
+            match text.parse::<tracing_subscriber::filter::EnvFilter>() {
+                Ok(_) => {
+                    c.log_level = text;
+                    Ok(())
+                }
+                Err(_) => Err("expected a level (error, warn, info, debug) or a filter such as \"info,kelson_pod=debug\"".into()),
+            }
+        },
+    },
+    Key {
+        name: "log.format",
+        doc: "\"text\" for people and journald, \"json\" for one object a line.",
+        default: "\"text\"",
+        set: |c, v| {
+            c.log_format = match string(v)?.as_str() {
+                "text" => LogFormat::Text,
+                "json" => LogFormat::Json,
+                _ => return Err("expected \"text\" or \"json\"".into()),
+            };
+            Ok(())
+        },
+    },
+    Key {
+        name: "cgroup.prefix",
+        doc: "Parent cgroup of pods whose request names none. The kubelet always names one.",
+        default: "\"/kelson\"",
+        set: |c, v| {
+            let path = absolute(v)?;
+            let text = path.to_str().ok_or("expected a path in UTF-8")?;
+            if text == "/" {
+                return Err("expected a cgroup below the root, such as \"/kelson\"".into());
+            }
+            c.cgroup_prefix = text.to_owned();
+            Ok(())
+        },
+    },
+    Key {
+        name: "network.conf_dir",
+        doc: "CNI configuration lists; the first valid one by name is used, and read again when it changes.",
+        default: "\"/etc/cni/net.d\"",
+        set: |c, v| absolute(v).map(|p| c.cni_conf_dir = p),
+    },
+    Key {
+        name: "network.bin_dirs",
+        doc: "Where CNI plugins are found that Kelson does not have itself.",
+        default: "[\"/opt/cni/bin\", \"/usr/lib/cni\"]",
+        set: |c, v| list(v, absolute).map(|dirs| c.cni_bin_dirs = dirs),
+    },
+    Key {
+        name: "network.native",
+        doc: "Use Kelson's own loopback, bridge, host-local and portmap when a list names only those.\nfalse runs the external plugins always.",
+        default: "true",
+        set: |c, v| boolean(v).map(|b| c.cni_native = b),
+    },
+    Key {
+        name: "network.fallback",
+        doc: "On a machine without a CNI configuration: \"none\" reports the network as not ready,\n\"bridge\" uses a built-in bridge network.",
+        default: "\"none\"",
+        set: |c, v| {
+            c.network_fallback = match string(v)?.as_str() {
+                "none" => NetworkFallback::None,
+                "bridge" => NetworkFallback::Bridge,
+                _ => return Err("expected \"none\" or \"bridge\"".into()),
+            };
+            Ok(())
+        },
+    },
+    Key {
+        name: "network.fallback_bridge",
+        doc: "Name of the built-in network's bridge, at most 15 characters.",
+        default: "\"kelson0\"",
+        set: |c, v| {
+            let name = string(v)?;
+            let fits = (1..=15).contains(&name.len())
+                && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_');
+            if !fits {
+                return Err("expected 1 to 15 letters, digits, '-' or '_'".into());
+            }
+            c.fallback_bridge = name;
+            Ok(())
+        },
+    },
+    Key {
+        name: "network.fallback_subnet",
+        doc: "Subnet of the built-in network; its first address is the gateway.",
+        default: "\"10.88.0.0/16\"",
+        set: |c, v| {
+            let net: ipnet::IpNet = string(v)?
+                .parse()
+                .map_err(|_| "expected a subnet such as \"10.88.0.0/16\"".to_owned())?;
+            let host_bits = net.max_prefix_len() - net.prefix_len();
+            if host_bits < 2 {
+                return Err("expected a subnet with room for a gateway and a pod (/30 or larger)".into());
+            }
+            c.fallback_subnet = net;
+            Ok(())
+        },
+    },
+    Key {
+        name: "network.ipam_dir",
+        doc: "Where host-local keeps the addresses in use when a list names no dataDir.",
+        default: "\"/var/lib/cni/networks\"",
+        set: |c, v| absolute(v).map(|p| c.ipam_dir = p),
+    },
+    Key {
+        name: "image.certs_dir",
+        doc: "Registry hosts: <certs_dir>/<host[:port]>/hosts.toml and _default/hosts.toml in containerd's schema.\nRead again at every pull.",
+        default: "\"/etc/kelson/certs.d\"",
+        set: |c, v| absolute(v).map(|p| c.certs_dir = p),
+    },
+    Key {
+        name: "image.max_concurrent_downloads",
+        doc: "Layers of one image that are downloaded and unpacked side by side, 1 to 64.",
+        default: "4",
+        set: |c, v| integer(v, 1, 64).map(|n| c.max_concurrent_downloads = usize::try_from(n).unwrap_or(1)),
+    },
+    Key {
+        name: "image.pinned",
+        doc: "References that image garbage collection must leave alone; '*' at the end matches any rest.",
+        default: "[]",
+        set: |c, v| list(v, string).map(|names| c.pinned_images = names),
+    },
+    Key {
+        name: "image.max_layer_bytes",
+        doc: "Largest unpacked size of one layer; a larger one is refused. Guards the disk against bombs.",
+        default: "107374182400",
+        set: |c, v| integer(v, 1 << 20, i64::MAX).map(|n| c.max_layer_bytes = n.unsigned_abs()),
+    },
+    Key {
+        name: "image.sync",
+        doc: "Write a layer through to the disk before it counts as complete, so that images survive\npower loss. false is faster and only safe where the disk is thrown away with the machine.",
+        default: "true",
+        set: |c, v| boolean(v).map(|b| c.sync_layers = b),
+    },
+];
+
+/// The configuration with every key at its default.
+pub(super) fn defaults() -> Config {
+    let mut config = blank();
+    for key in KEYS {
+        let value = DeValue::parse(key.default).expect("a default in the table is TOML");
+        (key.set)(&mut config, value.get_ref()).expect("a default in the table passes its own check");
+    }
+    config
+}
+
+/// The text of `kelson config default`: every key with its documentation and default.
+pub(crate) fn default_text() -> String {
+    let mut text = String::from(
+        "# Kelson's configuration: /etc/kelson/config.toml, then /etc/kelson/conf.d/*.toml by name.\n\
+         # Every key with its default; a later file wins key by key. Check with `kelson config check`.\n",
+    );
+    let mut table = "";
+    for key in KEYS {
+        let (group, name) = key.name.split_once('.').expect("every key is table.key");
+        if group != table {
+            table = group;
+            text.push_str(&format!("\n[{group}]\n"));
+        }
+        for line in key.doc.lines() {
+            text.push_str(&format!("# {line}\n"));
+        }
+        text.push_str(&format!("{name} = {}\n", key.default));
+    }
+    text
+}
+
+/// Placeholder values that [`defaults`] overwrites key by key.
+fn blank() -> Config {
+    Config {
+        root: PathBuf::new(),
+        state: PathBuf::new(),
+        socket: PathBuf::new(),
+        log_level: String::new(),
+        log_format: LogFormat::Text,
+        cgroup_prefix: String::new(),
+        cni_conf_dir: PathBuf::new(),
+        cni_bin_dirs: Vec::new(),
+        cni_native: true,
+        network_fallback: NetworkFallback::None,
+        fallback_bridge: String::new(),
+        fallback_subnet: ipnet::IpNet::default(),
+        ipam_dir: PathBuf::new(),
+        certs_dir: PathBuf::new(),
+        max_concurrent_downloads: 0,
+        pinned_images: Vec::new(),
+        max_layer_bytes: 0,
+        sync_layers: true,
+    }
+}
+
+fn string(value: &DeValue<'_>) -> Result<String, String> {
+    value.as_str().map(str::to_owned).ok_or_else(|| expected("a string", value))
+}
+
+fn boolean(value: &DeValue<'_>) -> Result<bool, String> {
+    value.as_bool().ok_or_else(|| expected("true or false", value))
+}
+
+fn integer(value: &DeValue<'_>, min: i64, max: i64) -> Result<i64, String> {
+    let number = value.as_integer().ok_or_else(|| expected("a whole number", value))?;
+    match i64::from_str_radix(number.as_str(), number.radix()) {
+        Ok(n) if (min..=max).contains(&n) => Ok(n),
+        _ => Err(format!("expected a whole number from {min} to {max}")),
+    }
+}
+
+fn absolute(value: &DeValue<'_>) -> Result<PathBuf, String> {
+    let path = PathBuf::from(string(value)?);
+    let plain = path.is_absolute()
+        && path.components().all(|part| !matches!(part, std::path::Component::ParentDir));
+    if plain { Ok(path) } else { Err("expected an absolute path without \"..\"".into()) }
+}
+
+fn list<T>(
+    value: &DeValue<'_>,
+    item: fn(&DeValue<'_>) -> Result<T, String>,
+) -> Result<Vec<T>, String> {
+    let array = value.as_array().ok_or_else(|| expected("a list", value))?;
+    array.iter().map(|entry| item(entry.get_ref())).collect()
+}
+
+fn expected(what: &str, value: &DeValue<'_>) -> String {
+    format!("expected {what}, found {}", value.type_str())
+}

@@ -1,0 +1,84 @@
+//! The configuration of the daemon: one TOML file and its drop-ins.
+//!
+//! `/etc/kelson/config.toml` is read first, then `/etc/kelson/conf.d/*.toml` in the order of
+//! their names; a later file wins key by key, and a list replaces the earlier list. A missing
+//! main file means the built-in defaults. Every key is one row of the table in [`keys`], which
+//! holds its documentation, its default and its check, so that `kelson config default`, the
+//! parser and the error texts cannot disagree. Nothing here acts on a value.
+
+mod keys;
+mod parse;
+
+use std::path::{Path, PathBuf};
+
+pub(crate) use keys::default_text;
+pub(crate) use parse::{ConfigError, Mistake, load, load_or_default};
+
+/// Where the configuration is looked for unless `--config` names another file.
+pub(crate) const DEFAULT_PATH: &str = "/etc/kelson/config.toml";
+
+/// Every setting of the daemon, in its final type.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Config {
+    /// Images, layers and the writable layers of containers.
+    pub(crate) root: PathBuf,
+    /// State that a reboot may drop: the socket's directory, pods, the state database.
+    pub(crate) state: PathBuf,
+    /// The CRI socket.
+    pub(crate) socket: PathBuf,
+    /// A `tracing` filter such as `info` or `info,kelson_pod=debug`.
+    pub(crate) log_level: String,
+    /// How log lines look.
+    pub(crate) log_format: LogFormat,
+    /// Parent cgroup of pods whose request names none.
+    pub(crate) cgroup_prefix: String,
+    /// Where CNI configuration lists are found.
+    pub(crate) cni_conf_dir: PathBuf,
+    /// Where external CNI plugins are found.
+    pub(crate) cni_bin_dirs: Vec<PathBuf>,
+    /// Whether Kelson's own implementations of the standard plugins are used.
+    pub(crate) cni_native: bool,
+    /// What to do on a machine without a CNI configuration.
+    pub(crate) network_fallback: NetworkFallback,
+    /// Bridge of the fallback network.
+    pub(crate) fallback_bridge: String,
+    /// Subnet of the fallback network.
+    pub(crate) fallback_subnet: ipnet::IpNet,
+    /// Where host-local keeps addresses when a conflist names no directory.
+    pub(crate) ipam_dir: PathBuf,
+    /// Registry hosts configuration (`<host>/hosts.toml`).
+    pub(crate) certs_dir: PathBuf,
+    /// Layers downloaded at once for one image.
+    pub(crate) max_concurrent_downloads: usize,
+    /// References that garbage collection must leave alone.
+    pub(crate) pinned_images: Vec<String>,
+    /// Largest unpacked size of one layer, in bytes.
+    pub(crate) max_layer_bytes: u64,
+    /// Whether a layer is written through to the disk before it counts as complete.
+    pub(crate) sync_layers: bool,
+}
+
+/// The two forms of a log line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum LogFormat {
+    /// For people and journald.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// What to do when no CNI configuration is found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum NetworkFallback {
+    /// Report the network as not ready, as the kubelet expects.
+    None,
+    /// Use a built-in bridge network.
+    Bridge,
+}
+
+impl Config {
+    /// The drop-in directory that belongs to a main file: `conf.d` beside it.
+    pub(crate) fn drop_in_dir(main: &Path) -> PathBuf {
+        main.with_file_name("conf.d")
+    }
+}

@@ -1,0 +1,96 @@
+//! Tools that tests drive: Debian packages, and Go programs built from their modules.
+//!
+//! What cannot be had (no root, no apt-get, no Go) is reported and left out: the tests that need
+//! it are counted as skipped with the reason.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+
+/// A program that tests use, and the Debian package it comes from.
+const PACKAGES: &[(&str, &str)] = &[
+    ("/bin/busybox", "busybox-static"),
+    ("/usr/bin/docker-registry", "docker-registry"),
+    ("/usr/lib/cni/bridge", "containernetworking-plugins"),
+    ("/usr/sbin/nft", "nftables"),
+    ("/sbin/ip", "iproute2"),
+    ("/usr/bin/skopeo", "skopeo"),
+    ("/usr/bin/umoci", "umoci"),
+];
+
+/// Installs the packages that are missing; returns what is still missing and why.
+pub(crate) fn packages() -> Vec<String> {
+    let missing: Vec<_> = PACKAGES
+        .iter()
+        .filter(|(path, _)| !Path::new(path).exists())
+        .collect();
+    if missing.is_empty() {
+        return Vec::new();
+    }
+    let names: Vec<&str> = missing.iter().map(|(_, package)| *package).collect();
+    println!("installing {}", names.join(", "));
+    let reason = match install(&names) {
+        Ok(()) => return Vec::new(),
+        Err(error) => format!("{error:#}"),
+    };
+    names
+        .iter()
+        .map(|name| format!("{name}: {reason}"))
+        .collect()
+}
+
+fn install(names: &[&str]) -> Result<()> {
+    if !rustix::process::geteuid().is_root() {
+        bail!("installing packages needs root");
+    }
+    if !Path::new("/usr/bin/apt-get").exists() {
+        bail!("there is no apt-get here");
+    }
+    let apt = |arguments: &[&str]| -> Result<()> {
+        let output = Command::new("/usr/bin/apt-get")
+            .env("DEBIAN_FRONTEND", "noninteractive")
+            .args(arguments)
+            .output()
+            .context("cannot run apt-get")?;
+        if !output.status.success() {
+            let text = String::from_utf8_lossy(&output.stderr);
+            bail!("apt-get {} failed: {}", arguments.join(" "), text.trim());
+        }
+        Ok(())
+    };
+    apt(&["update", "-qq"])?;
+    let mut arguments = vec!["install", "-y", "-qq", "--no-install-recommends"];
+    arguments.extend(names);
+    apt(&arguments)
+}
+
+/// Builds crictl from its Go module into `target/tools`; the error says why it could not be.
+pub(crate) fn crictl(root: &Path) -> Result<PathBuf> {
+    let module = root.join("tests/tools");
+    let wanted = root.join("target/tools/crictl");
+    if is_newer(&wanted, &module.join("go.sum")) {
+        return Ok(wanted);
+    }
+    println!("building crictl from its Go module");
+    let output = Command::new("go")
+        .current_dir(&module)
+        .env("CGO_ENABLED", "0")
+        .args(["build", "-trimpath", "-o"])
+        .arg(&wanted)
+        .arg("sigs.k8s.io/cri-tools/cmd/crictl")
+        .output()
+        .context("cannot run go; install Go 1.21 or newer")?;
+    if !output.status.success() {
+        bail!(
+            "go build failed: {}",
+            String::from_utf8_lossy(&output.stderr).trim()
+        );
+    }
+    Ok(wanted)
+}
+
+fn is_newer(built: &Path, source: &Path) -> bool {
+    let modified = |path: &Path| path.metadata().and_then(|data| data.modified());
+    matches!((modified(built), modified(source)), (Ok(built), Ok(source)) if built >= source)
+}
