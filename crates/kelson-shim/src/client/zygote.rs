@@ -1,0 +1,191 @@
+//! The zygote as the daemon sees it: started from a sealed copy of a program, restarted when it
+//! is found dead, asked for shims.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::path::Path;
+use std::process::Stdio;
+use std::sync::Mutex;
+use std::time::Duration;
+
+use rustix::net::{
+    AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags, SocketType,
+};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::net::UnixStream;
+use tokio::process::{Child, Command};
+
+use super::ShimError;
+use super::shim::{Shim, ShimEvents};
+use super::wire::Connection;
+use crate::proto::{Event, PodSetup, Ready, SOCKET_NAME};
+
+/// The zygote. Shims that it has forked outlive it, and this handle.
+#[derive(Debug)]
+pub struct Zygote {
+    program: OwnedFd,
+    running: Mutex<Running>,
+}
+
+#[derive(Debug)]
+struct Running {
+    socket: std::sync::Arc<AsyncFd<OwnedFd>>,
+    /// Kept so that tokio reaps it.
+    process: Child,
+}
+
+/// A shim that has just been forked.
+#[derive(Debug)]
+pub struct Forked {
+    /// The shim.
+    pub shim: Shim,
+    /// What it says of itself.
+    pub ready: Ready,
+    /// Its events from the first one on.
+    pub events: ShimEvents,
+}
+
+impl Zygote {
+    /// Starts a zygote from a sealed copy of a program, whose `main` must hand over to
+    /// [`crate::zygote::main`] when its first argument is `zygote`. Must be called in a tokio
+    /// runtime.
+    ///
+    /// # Errors
+    /// When the program cannot be copied or executed.
+    pub fn start(program: &Path) -> Result<Self, ShimError> {
+        let program = std::fs::File::open(program)
+            .map_err(|source| ShimError::Zygote {
+                action: "read",
+                source,
+            })?
+            .into();
+        let running = spawn(&program)?;
+        Ok(Self {
+            program,
+            running: Mutex::new(running),
+        })
+    }
+
+    /// The zygote's process number; none when it is known to be dead.
+    pub fn pid(&self) -> Option<u32> {
+        self.lock().process.id()
+    }
+
+    /// Forks a shim for a pod and waits until it is ready. Starts a new zygote if the old one is
+    /// dead.
+    ///
+    /// # Errors
+    /// [`ShimError::Refused`] with the kind of what failed in the set-up; the shim is gone then.
+    /// After [`ShimError::Timeout`] it may still come up: use [`Shim::shutdown`] on its directory.
+    pub async fn fork_shim(
+        &self,
+        setup: &PodSetup,
+        deadline: Duration,
+    ) -> Result<Forked, ShimError> {
+        let socket = setup.dir.join(SOCKET_NAME);
+        tokio::time::timeout(deadline, self.fork(setup))
+            .await
+            .unwrap_or(Err(ShimError::Timeout {
+                socket,
+                call: "set-up",
+                after: deadline,
+            }))
+    }
+
+    async fn fork(&self, setup: &PodSetup) -> Result<Forked, ShimError> {
+        let zygote_error = |source| ShimError::Zygote {
+            action: "asked for a shim",
+            source,
+        };
+        let request =
+            serde_json::to_vec(setup).map_err(|error| ShimError::Protocol(error.to_string()))?;
+        let (ours, theirs) = UnixStream::pair().map_err(zygote_error)?;
+        match self.send(&request, &theirs).await {
+            Ok(()) => {}
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    io::ErrorKind::BrokenPipe
+                        | io::ErrorKind::ConnectionReset
+                        | io::ErrorKind::ConnectionRefused
+                        | io::ErrorKind::NotConnected
+                ) =>
+            {
+                tracing::warn!(%error, "the zygote is gone; starting a new one");
+                let fresh = spawn(&self.program)?;
+                *self.lock() = fresh;
+                self.send(&request, &theirs).await.map_err(zygote_error)?;
+            }
+            Err(error) => return Err(zygote_error(error)),
+        }
+        drop(theirs);
+        let mut connection = Connection::new(ours, setup.dir.join(SOCKET_NAME));
+        match connection.next_message().await? {
+            None => Err(connection.gone(None)),
+            Some(Event::Ready(ready)) => Ok(Forked {
+                shim: Shim::new(setup.dir.clone()),
+                ready,
+                events: ShimEvents::new(connection),
+            }),
+            Some(Event::Failed(refusal)) => Err(refusal.into()),
+            Some(other) => Err(ShimError::Protocol(format!(
+                "a new shim began with {other:?}"
+            ))),
+        }
+    }
+
+    /// One packet: the request, and the shim's end of the socket beside it.
+    async fn send(&self, request: &[u8], passed: &UnixStream) -> io::Result<()> {
+        let socket = std::sync::Arc::clone(&self.lock().socket);
+        socket
+            .async_io(Interest::WRITABLE, |fd| {
+                let fds = [passed.as_fd()];
+                let mut space =
+                    [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+                let mut beside = SendAncillaryBuffer::new(&mut space);
+                beside.push(SendAncillaryMessage::ScmRights(&fds));
+                let data = [io::IoSlice::new(request)];
+                let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
+                rustix::net::sendmsg(fd, &data, &mut beside, flags)?;
+                Ok(())
+            })
+            .await
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Running> {
+        self.running
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}
+
+fn spawn(program: &OwnedFd) -> Result<Running, ShimError> {
+    let failed = |source| ShimError::Zygote {
+        action: "started",
+        source,
+    };
+    let (ours, theirs) = rustix::net::socketpair(
+        AddressFamily::UNIX,
+        SocketType::SEQPACKET,
+        SocketFlags::CLOEXEC,
+        None,
+    )
+    .map_err(|error| failed(error.into()))?;
+    rustix::io::ioctl_fionbio(&ours, true).map_err(|error| failed(error.into()))?;
+    let process = Command::new(format!("/proc/self/fd/{}", program.as_raw_fd()))
+        .arg0("kelson")
+        .arg("zygote")
+        .env_clear()
+        .current_dir("/")
+        .stdin(Stdio::from(theirs))
+        .stdout(Stdio::null())
+        .spawn()
+        .map_err(failed)?;
+    let socket = AsyncFd::register_with_interest(ours, Interest::WRITABLE)
+        .map_err(|error| failed(error.into()))?;
+    Ok(Running {
+        socket: std::sync::Arc::new(socket),
+        process,
+    })
+}

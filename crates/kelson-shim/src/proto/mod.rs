@@ -1,0 +1,334 @@
+//! The messages between the daemon, the zygote and a shim.
+//!
+//! One connection to `shim.sock` is one call: the client sends one [`Request`], the shim answers
+//! with one or more [`Reply`] messages, all as frames ([`frame`]). An exec call carries its input
+//! and output as frames on the same connection; closing the connection ends the whole process
+//! tree of the exec. A connection that asked for [`Call::Events`], and the socket that is handed
+//! to the zygote with a [`PodSetup`], carry [`Event`]s until either side closes.
+//!
+//! Every request names the protocol version of its sender. A shim refuses versions that it does
+//! not speak with [`RefusalKind::Version`]; unknown fields are ignored, so fields may be added
+//! within a version.
+
+pub mod frame;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use oci_spec::runtime::{Process, Spec};
+use serde::{Deserialize, Serialize};
+
+use crate::ids::{ContainerId, PodId};
+
+/// The protocol version of this program.
+pub const VERSION: u32 = 1;
+
+/// The oldest protocol version that this program still speaks.
+pub const OLDEST_VERSION: u32 = 1;
+
+/// The name of a shim's socket in its pod's directory.
+pub const SOCKET_NAME: &str = "shim.sock";
+
+/// The name of the pod's shared memory directory in the pod's directory.
+pub const SHM_NAME: &str = "shm";
+
+/// What the zygote needs to know to fork a shim for a pod.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct PodSetup {
+    /// The protocol version of the daemon.
+    pub version: u32,
+    /// The pod.
+    pub id: PodId,
+    /// The pod's directory, `<state>/pods/<id>`; made with mode 0700 when it is missing.
+    pub dir: PathBuf,
+    /// Which namespaces the pod has of its own.
+    pub namespaces: PodNamespaces,
+    /// The host name; set only in a UTS namespace of the pod's own.
+    pub hostname: Option<String>,
+    /// Kernel parameters, in dots or slashes as sysctl(8) reads them, with their values.
+    pub sysctls: BTreeMap<String, String>,
+    /// The size in bytes of the tmpfs that is mounted on `<dir>/shm`; none: not mounted.
+    pub shm_size: Option<u64>,
+}
+
+/// Which namespaces a pod has of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PodNamespaces {
+    /// Network.
+    pub network: Namespace,
+    /// System V IPC and POSIX message queues.
+    pub ipc: Namespace,
+    /// Host name.
+    pub uts: Namespace,
+    /// `New`: one PID namespace for all containers, held by an init whose pid is in [`Ready`];
+    /// a container joins it by a namespace entry with the path `/proc/<init pid>/ns/pid`.
+    /// `Host`: the pod has none; the container's runtime spec says whether it gets its own.
+    pub pid: Namespace,
+}
+
+/// Whether a namespace is the pod's own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Namespace {
+    /// The pod's own.
+    New,
+    /// The one the daemon runs in.
+    Host,
+}
+
+/// A shim is up: the first message on the socket handed to the zygote.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ready {
+    /// The protocol version that the shim speaks.
+    pub version: u32,
+    /// The pod.
+    pub pod: PodId,
+    /// The shim's process; `/proc/<pid>/ns/{net,ipc,uts}` are the pod's namespaces.
+    pub pid: u32,
+    /// The init of a shared PID namespace; `/proc/<init pid>/ns/pid` is that namespace.
+    pub init_pid: Option<u32>,
+}
+
+/// A request, as it is sent: the version and the call.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Request {
+    /// The protocol version of the sender.
+    pub version: u32,
+    /// What is asked.
+    pub call: Call,
+}
+
+/// What may be asked of a shim.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Call {
+    /// What the shim holds: answered with [`Reply::State`].
+    State,
+    /// Answered with [`Reply::State`], then [`Event`]s for ever; no exit falls between the two.
+    Events,
+    /// Start a container: answered with [`Reply::Started`].
+    Start(Box<StartRequest>),
+    /// Run a process in a container: answered with [`Reply::Started`], output frames, and
+    /// [`Reply::Exited`].
+    Exec(Box<ExecRequest>),
+    /// Send a signal: answered with [`Reply::Done`].
+    Signal(SignalRequest),
+    /// Close the container's log and open it again by its path: answered with [`Reply::Done`].
+    Reopen(ContainerId),
+    /// Drop what is kept about an exited container: answered with [`Reply::Done`], also when the
+    /// shim does not know the container.
+    Forget(ContainerId),
+    /// Kill everything in the pod, unmount its shared memory and exit: answered with
+    /// [`Reply::Done`] when all that is done.
+    Shutdown,
+}
+
+/// A container to start.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct StartRequest {
+    /// The container.
+    pub id: ContainerId,
+    /// The OCI runtime specification. Namespace types that it does not name are the pod's.
+    pub spec: Spec,
+    /// What becomes its root.
+    pub rootfs: Rootfs,
+    /// Its cgroup, as an absolute path in the hierarchy; made by the shim, limits from the spec.
+    pub cgroup: String,
+    /// The file for its output in CRI format, made with mode 0640 when missing; none: discarded.
+    /// The caller has checked that it lies where it may.
+    pub log: Option<PathBuf>,
+    /// What the container reads from its standard input.
+    pub stdin: StdinPolicy,
+    /// How long the start may take, in milliseconds; then the process is killed.
+    pub timeout_ms: u64,
+}
+
+/// What becomes a container's root.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Rootfs {
+    /// A directory.
+    Path(PathBuf),
+    /// An overlay, mounted in the container's own mount namespace.
+    Overlay {
+        /// The lower directories, the topmost first.
+        lower: Vec<PathBuf>,
+        /// The upper directory.
+        upper: PathBuf,
+        /// The work directory, on the file system of the upper one.
+        work: PathBuf,
+    },
+}
+
+/// What a container reads from its standard input.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum StdinPolicy {
+    /// `/dev/null`.
+    #[default]
+    None,
+    /// A pipe that stays open when a writer leaves.
+    Open,
+    /// A pipe that is closed when its first writer leaves.
+    Once,
+}
+
+/// A process to run in a container.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ExecRequest {
+    /// The container; it must be running.
+    pub container: ContainerId,
+    /// The process; its `terminal` says whether it gets a terminal.
+    pub process: Process,
+    /// Whether input frames follow; an empty input frame is the end of input.
+    pub stdin: bool,
+    /// When the whole process tree is killed, in milliseconds after its start; none: never.
+    pub timeout_ms: Option<u64>,
+}
+
+/// A signal to send to a container.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+pub struct SignalRequest {
+    /// The container.
+    pub container: ContainerId,
+    /// The number of the signal.
+    pub signal: i32,
+    /// To all of its processes instead of only the first one.
+    pub all: bool,
+}
+
+/// What a shim answers.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Reply {
+    /// The call is done.
+    Done,
+    /// What the shim holds.
+    State(PodState),
+    /// A container or process runs.
+    Started(Started),
+    /// An exec'd process is gone, and no more output follows.
+    Exited(ExecExit),
+    /// The call is refused or has failed.
+    Refused(Refusal),
+}
+
+/// What a shim tells without being asked.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Event {
+    /// The shim is up.
+    Ready(Ready),
+    /// The shim could not be set up; it is gone.
+    Failed(Refusal),
+    /// A container is gone, its log is complete and its exit record is on disk.
+    Exited {
+        /// The container.
+        container: ContainerId,
+        /// How it went.
+        exit: Exit,
+    },
+    /// The kernel killed a process of a running container for lack of memory.
+    OomKilled {
+        /// The container.
+        container: ContainerId,
+    },
+}
+
+/// A process has been started.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Started {
+    /// Its number in the host's PID namespace.
+    pub pid: u32,
+    /// When, in nanoseconds since 1970.
+    pub started_at: i64,
+}
+
+/// How a container ended; also the content of `containers/<id>/exit.json`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Exit {
+    /// The exit code; 128 plus the number of the signal that ended it.
+    pub exit_code: i32,
+    /// The signal that ended it.
+    pub signal: Option<i32>,
+    /// Whether the kernel killed a process of it for lack of memory.
+    pub oom_killed: bool,
+    /// When, in nanoseconds since 1970.
+    pub finished_at: i64,
+}
+
+/// How an exec'd process ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExecExit {
+    /// The exit code; 128 plus the number of the signal that ended it.
+    pub exit_code: i32,
+    /// The signal that ended it.
+    pub signal: Option<i32>,
+    /// Whether it was killed because its time was over.
+    pub timed_out: bool,
+}
+
+/// What a shim holds.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PodState {
+    /// The shim itself.
+    pub shim: Ready,
+    /// The containers that were started and not forgotten.
+    pub containers: Vec<ContainerState>,
+}
+
+/// A container as its shim sees it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ContainerState {
+    /// The container.
+    pub id: ContainerId,
+    /// Its first process.
+    pub started: Started,
+    /// How it ended, when it has.
+    pub exit: Option<Exit>,
+    /// How many bytes of output could not be written to the log.
+    pub log_bytes_lost: u64,
+}
+
+/// Why a call was refused or failed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[error("{message}")]
+pub struct Refusal {
+    /// What decisions are taken on.
+    pub kind: RefusalKind,
+    /// What people read; names the thing that failed and its causes.
+    pub message: String,
+}
+
+/// The kinds of refusal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RefusalKind {
+    /// The shim does not speak this version.
+    Version,
+    /// The request makes no sense or breaks a limit.
+    Invalid,
+    /// A kernel parameter is not one that the pod owns, or the kernel refused its value.
+    Sysctl,
+    /// The shim knows no such container.
+    NotFound,
+    /// The container exists already.
+    Exists,
+    /// The container does not run.
+    NotRunning,
+    /// The program to execute does not exist.
+    CommandNotFound,
+    /// The program to execute may not be executed.
+    CommandNotExecutable,
+    /// The process could not be set up: a mount, a namespace, a limit, a privilege.
+    Setup,
+    /// It took too long, and was undone.
+    Timeout,
+    /// Too many calls are under way.
+    Busy,
+    /// An operation of the shim itself failed.
+    Internal,
+    /// A kind that this program does not know yet.
+    #[serde(other)]
+    Other,
+}
