@@ -5,14 +5,13 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
 use std::process::Stdio;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use rustix::net::{
     AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags, SocketType,
 };
 use tokio::io::Interest;
-use tokio::io::unix::AsyncFd;
 use tokio::net::UnixStream;
 use tokio::process::{Child, Command};
 
@@ -30,7 +29,7 @@ pub struct Zygote {
 
 #[derive(Debug)]
 struct Running {
-    socket: std::sync::Arc<AsyncFd<OwnedFd>>,
+    socket: Arc<UnixStream>,
     /// Kept so that tokio reaps it.
     process: Child,
 }
@@ -137,9 +136,9 @@ impl Zygote {
 
     /// One packet: the request, and the shim's end of the socket beside it.
     async fn send(&self, request: &[u8], passed: &UnixStream) -> io::Result<()> {
-        let socket = std::sync::Arc::clone(&self.lock().socket);
+        let socket = Arc::clone(&self.lock().socket);
         socket
-            .async_io(Interest::WRITABLE, |fd| {
+            .async_io(Interest::WRITABLE, || {
                 let fds = [passed.as_fd()];
                 let mut space =
                     [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
@@ -147,7 +146,7 @@ impl Zygote {
                 beside.push(SendAncillaryMessage::ScmRights(&fds));
                 let data = [io::IoSlice::new(request)];
                 let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
-                rustix::net::sendmsg(fd, &data, &mut beside, flags)?;
+                rustix::net::sendmsg(&socket, &data, &mut beside, flags)?;
                 Ok(())
             })
             .await
@@ -182,10 +181,10 @@ fn spawn(program: &OwnedFd) -> Result<Running, ShimError> {
         .stdout(Stdio::null())
         .spawn()
         .map_err(failed)?;
-    let socket = AsyncFd::register_with_interest(ours, Interest::WRITABLE)
-        .map_err(|error| failed(error.into()))?;
+    // A sequenced-packet socket; tokio only waits for it, the packets are sent by rustix.
+    let socket = UnixStream::from_std(ours.into()).map_err(failed)?;
     Ok(Running {
-        socket: std::sync::Arc::new(socket),
+        socket: Arc::new(socket),
         process,
     })
 }
