@@ -137,10 +137,51 @@ pub struct StartRequest {
     /// The file for its output in CRI format, made with mode 0640 when missing; none: discarded.
     /// The caller has checked that it lies where it may.
     pub log: Option<PathBuf>,
+    /// The seccomp filter; the specification's own `linux.seccomp` is not read, as compiling it
+    /// takes milliseconds: the caller compiles each profile once.
+    pub seccomp: Option<SeccompFilter>,
     /// What the container reads from its standard input.
     pub stdin: StdinPolicy,
     /// How long the start may take, in milliseconds; then the process is killed.
     pub timeout_ms: u64,
+}
+
+/// A compiled seccomp filter: the bytes of `kelson_runtime::seccomp::Program`, in hexadecimal on
+/// the wire.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SeccompFilter(pub Vec<u8>);
+
+impl Serialize for SeccompFilter {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let digit = |nibble: u8| char::from(b"0123456789abcdef"[usize::from(nibble)]);
+        let text: String = self
+            .0
+            .iter()
+            .flat_map(|b| [digit(b >> 4), digit(b & 15)])
+            .collect();
+        serializer.serialize_str(&text)
+    }
+}
+
+impl<'de> Deserialize<'de> for SeccompFilter {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = std::borrow::Cow::<'de, str>::deserialize(deserializer)?;
+        let nibble = |byte: u8| match byte {
+            b'0'..=b'9' => Some(byte - b'0'),
+            b'a'..=b'f' => Some(byte - b'a' + 10),
+            _ => None,
+        };
+        let (pairs, rest) = text.as_bytes().as_chunks::<2>();
+        let bytes = pairs
+            .iter()
+            .map(|&[high, low]| Some((nibble(high)? << 4) | nibble(low)?));
+        match bytes.collect::<Option<Vec<u8>>>() {
+            Some(bytes) if rest.is_empty() => Ok(Self(bytes)),
+            _ => Err(serde::de::Error::custom(
+                "a seccomp filter that is not in hexadecimal",
+            )),
+        }
+    }
 }
 
 /// What becomes a container's root.
@@ -180,6 +221,8 @@ pub struct ExecRequest {
     pub container: ContainerId,
     /// The process; its `terminal` says whether it gets a terminal.
     pub process: Process,
+    /// The seccomp filter, as in [`StartRequest`].
+    pub seccomp: Option<SeccompFilter>,
     /// Whether input frames follow; an empty input frame is the end of input.
     pub stdin: bool,
     /// When the whole process tree is killed, in milliseconds after its start; none: never.
@@ -331,4 +374,34 @@ pub enum RefusalKind {
     /// A kind that this program does not know yet.
     #[serde(other)]
     Other,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_filter_survives_the_way() {
+        let filter = SeccompFilter((0..=255).collect());
+        let json = serde_json::to_string(&filter).unwrap();
+        assert_eq!(json.len(), 514);
+        assert_eq!(
+            serde_json::from_str::<SeccompFilter>(&json).unwrap(),
+            filter
+        );
+        for bad in ["\"0\"", "\"0g\"", "\"AA\"", "1"] {
+            assert!(serde_json::from_str::<SeccompFilter>(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn messages_of_a_later_version_are_read_as_far_as_they_are_known() {
+        let refusal = r#"{"refused":{"kind":"not_invented_yet","message":"m","more":1}}"#;
+        let Reply::Refused(refusal) = serde_json::from_str(refusal).unwrap() else {
+            panic!("not a refusal");
+        };
+        assert_eq!(refusal.kind, RefusalKind::Other);
+        let request: Request = serde_json::from_str(r#"{"version":9,"call":"state"}"#).unwrap();
+        assert_eq!(request.version, 9);
+    }
 }
