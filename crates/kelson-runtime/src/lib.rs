@@ -1,3 +1,23 @@
-//! An OCI runtime as a library: runtime spec in, process out
+//! An OCI runtime as a library: a runtime specification goes in, a process comes out.
+//!
+//! [`launch`] makes a container, [`exec`] starts a further process in one; both execute nothing
+//! but the container's own program. What happens between the clone and the execution is a table of
+//! ordered steps (`steps`). [`cli`] is the same library behind runc's command line.
+//!
+//! The caller must be single-threaded: the steps run in a clone of it. Whoever launches reaps: the
+//! crate never waits for a process that it has handed out, and keeps no state of its own outside
+//! [`cli`].
+
+#![allow(unsafe_code, reason = "clone3 and what a process does to itself before it executes")]
 
 pub mod seccomp;
+
+mod error;
+mod exec;
+mod launch;
+mod progress;
+
+pub use error::{Kind, LaunchError, Step, StepError};
+pub use exec::{Exec, exec};
+pub use launch::{HookContext, Launch, Launched, Options, Rootfs, Stdio, launch};
+pub use progress::{Event, Progress};
