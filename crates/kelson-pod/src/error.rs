@@ -1,0 +1,294 @@
+//! What can go wrong with pods and containers, in types: callers decide by [`PodError::kind`] and
+//! [`ExecError::kind`], never by text.
+//!
+//! Errors are cloned to every caller that joined the failed operation, so causes are shared.
+
+use std::error::Error;
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use kelson_shim::ids::{ContainerId, PodId};
+
+/// A shared cause of an error.
+pub type Cause = Arc<dyn Error + Send + Sync + 'static>;
+
+/// What kind of trouble an error is; each has its gRPC code.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ErrorKind {
+    /// The request is wrong in itself (`INVALID_ARGUMENT`).
+    Invalid,
+    /// The request asks for something that Kelson does not do (`UNIMPLEMENTED`).
+    Unsupported,
+    /// The pod, container or image is not there (`NOT_FOUND`).
+    NotFound,
+    /// Something else has that name (`ALREADY_EXISTS`).
+    AlreadyExists,
+    /// Not in this state (`FAILED_PRECONDITION`).
+    State,
+    /// It took too long (`DEADLINE_EXCEEDED`).
+    Timeout,
+    /// Not now: the daemon is ending, or the network is not ready (`UNAVAILABLE`).
+    Unavailable,
+    /// Something that should work did not (`INTERNAL`, `UNKNOWN`).
+    Internal,
+}
+
+/// One thing that is wrong in a request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mistake {
+    /// The field, in the words of the CRI: `linux.security_context.run_as_group`, `mounts[2].host_path`.
+    pub field: String,
+    /// What is wrong with it.
+    pub problem: String,
+    /// Whether it is right but not supported.
+    pub unsupported: bool,
+}
+
+/// All that is wrong in a request; never empty.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mistakes(pub Vec<Mistake>);
+
+impl fmt::Display for Mistakes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (
+            n,
+            Mistake {
+                field,
+                problem,
+                unsupported,
+            },
+        ) in self.0.iter().enumerate()
+        {
+            let comma = if n == 0 { "" } else { "; " };
+            let not = if *unsupported { "not supported: " } else { "" };
+            write!(f, "{comma}{field}: {not}{problem}")?;
+        }
+        Ok(())
+    }
+}
+
+/// Why an operation on a pod or a container failed.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum PodError {
+    /// The request is wrong; says everything that is.
+    #[error("{0}")]
+    Invalid(Mistakes),
+    /// There is no such pod.
+    #[error("there is no pod {0}")]
+    NoSuchPod(PodId),
+    /// There is no such container.
+    #[error("there is no container {0}")]
+    NoSuchContainer(ContainerId),
+    /// There is no such image.
+    #[error("image {0:?} is not here; pull it first")]
+    NoSuchImage(String),
+    /// Another pod or container has the name, with another configuration or in another state.
+    #[error("{what} has the same name; remove it, or use another attempt number")]
+    Exists {
+        /// Which.
+        what: String,
+    },
+    /// The pod does not run.
+    #[error("pod {pod} is not ready: {reason}")]
+    PodNotReady {
+        /// The pod.
+        pod: PodId,
+        /// Why it is not.
+        reason: String,
+    },
+    /// The container is in another state than the operation needs.
+    #[error("container {container} is {state}; it must be {wanted}")]
+    ContainerState {
+        /// The container.
+        container: ContainerId,
+        /// Its state.
+        state: &'static str,
+        /// The state it must be in.
+        wanted: &'static str,
+    },
+    /// What the image and the request together say makes no sense: no command, no such user.
+    #[error("{0}")]
+    Image(String, #[source] Option<Cause>),
+    /// The pod's network could not be made.
+    #[error("cannot attach pod {pod} to the network")]
+    Network {
+        /// The pod.
+        pod: PodId,
+        /// Whether there is no usable network at all.
+        not_ready: bool,
+        /// Why.
+        #[source]
+        source: Cause,
+    },
+    /// The container's process could not be started. The container is exited with code 128.
+    #[error("cannot start container {container}")]
+    Start {
+        /// The container.
+        container: ContainerId,
+        /// Why.
+        #[source]
+        source: Cause,
+    },
+    /// Processes do not die, whatever is done to them: usually they wait for a device or a file system that
+    /// does not answer. Kelson goes on trying.
+    #[error(
+        "processes of container {container} are still there {} s after SIGKILL; look at their state with ps, \
+         usually a device or a network file system does not answer",
+        after.as_secs()
+    )]
+    Stuck {
+        /// The container.
+        container: ContainerId,
+        /// How long it has been.
+        after: Duration,
+    },
+    /// The operation was overtaken: the pod or container was removed meanwhile.
+    #[error("{what} was removed meanwhile")]
+    Removed {
+        /// What.
+        what: String,
+    },
+    /// A step failed.
+    #[error("cannot {step}")]
+    Step {
+        /// What was tried.
+        step: &'static str,
+        /// Why it failed.
+        #[source]
+        source: Cause,
+    },
+    /// The daemon is ending.
+    #[error("kelson is shutting down; try again when it is back")]
+    Closing,
+}
+
+impl PodError {
+    /// What kind of trouble it is.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Invalid(Mistakes(all)) if all.iter().all(|one| one.unsupported) => {
+                ErrorKind::Unsupported
+            }
+            Self::Invalid(_) | Self::Image(..) => ErrorKind::Invalid,
+            Self::NoSuchPod(_) | Self::NoSuchContainer(_) | Self::NoSuchImage(_) => {
+                ErrorKind::NotFound
+            }
+            Self::Exists { .. } => ErrorKind::AlreadyExists,
+            Self::PodNotReady { .. } | Self::ContainerState { .. } | Self::Removed { .. } => {
+                ErrorKind::State
+            }
+            Self::Network {
+                not_ready: true, ..
+            }
+            | Self::Closing => ErrorKind::Unavailable,
+            Self::Stuck { .. } => ErrorKind::Timeout,
+            Self::Network { .. } | Self::Start { .. } | Self::Step { .. } => ErrorKind::Internal,
+        }
+    }
+
+    /// The failure of a step.
+    pub(crate) fn step(step: &'static str, source: impl Error + Send + Sync + 'static) -> Self {
+        Self::Step {
+            step,
+            source: Arc::new(source),
+        }
+    }
+}
+
+/// Why a command could not be run in a container.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum ExecError {
+    /// There is no such container.
+    #[error("there is no container {0}")]
+    NoSuchContainer(ContainerId),
+    /// The container does not run.
+    #[error("container {0} is not running")]
+    NotRunning(ContainerId),
+    /// No command was given.
+    #[error("cmd: must name a program")]
+    NoCommand,
+    /// The time was over; the command and all its children were killed.
+    #[error("the command was killed after {} s, its timeout", after.as_secs())]
+    TimedOut {
+        /// The timeout.
+        after: Duration,
+    },
+    /// The program does not exist in the container or cannot be executed.
+    #[error("cannot run {program:?} in the container")]
+    Command {
+        /// The program.
+        program: String,
+        /// Why not.
+        #[source]
+        source: Cause,
+    },
+    /// The shim could not do it.
+    #[error("cannot run a command in container {container}")]
+    Failed {
+        /// The container.
+        container: ContainerId,
+        /// Why.
+        #[source]
+        source: Cause,
+    },
+    /// The daemon is ending.
+    #[error("kelson is shutting down; try again when it is back")]
+    Closing,
+}
+
+impl ExecError {
+    /// What kind of trouble it is.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::NoSuchContainer(_) => ErrorKind::NotFound,
+            Self::NotRunning(_) => ErrorKind::State,
+            Self::NoCommand | Self::Command { .. } => ErrorKind::Invalid,
+            Self::TimedOut { .. } => ErrorKind::Timeout,
+            Self::Failed { .. } => ErrorKind::Internal,
+            Self::Closing => ErrorKind::Unavailable,
+        }
+    }
+}
+
+/// Why the state of the node could not be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// A file operation failed.
+    #[error("cannot {operation} {}", path.display())]
+    Io {
+        /// What was tried.
+        operation: &'static str,
+        /// On which path.
+        path: std::path::PathBuf,
+        /// Why it failed.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The store of pods cannot be opened.
+    #[error("cannot open the state of pods")]
+    Store(#[from] kelson_store::OpenError),
+    /// The store of pods cannot be read.
+    #[error("cannot read the state of pods")]
+    Read(#[from] kelson_store::StoreError),
+    /// The zygote does not start.
+    #[error("cannot start the process that makes pods")]
+    Zygote(#[source] kelson_shim::client::ShimError),
+    /// The cgroup prefix is not a path of a hierarchy.
+    #[error("cgroup prefix {prefix:?} cannot be used")]
+    Cgroup {
+        /// The prefix.
+        prefix: String,
+        /// Why.
+        #[source]
+        source: kelson_cgroup::Error,
+    },
+}
+
+/// A short id that is the start of more than one.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("id {prefix:?} is the start of more than one; give more of it")]
+pub struct Ambiguous {
+    /// What was looked up.
+    pub prefix: String,
+}
