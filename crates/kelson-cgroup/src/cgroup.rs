@@ -1,29 +1,37 @@
-//! One cgroup: its life, its processes, its limits and statistics.
+//! One cgroup: making it, limits, statistics, and letting processes in.
 
 use std::io;
-use std::os::fd::{BorrowedFd, OwnedFd};
-use std::time::Duration;
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::path::Path;
 
-use crate::{Hierarchy, Resources, Result, Stats};
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+
+use crate::dir::{Dir, push_word};
+use crate::hierarchy::Controller;
+use crate::{Error, Hierarchy, Resources, Result, Stats, Version, controllers, path};
 
 /// A path in a [`Hierarchy`]. Making one does no I/O, and it need not exist.
 #[derive(Debug, Clone)]
 pub struct Cgroup {
-    #[expect(dead_code)]
     hierarchy: Hierarchy,
     path: String,
 }
 
 impl Cgroup {
     /// The cgroup at `path` beneath the mounted root; a leading slash makes no difference.
-    /// Refuses an empty path, empty components, `.` and `..`, and NUL.
-    pub fn new(_hierarchy: &Hierarchy, _path: &str) -> Result<Self> {
-        unimplemented!()
+    /// Refuses the root, empty components, `.` and `..`, control characters, components above 255
+    /// bytes and paths above 3072 bytes.
+    pub fn new(hierarchy: &Hierarchy, path: &str) -> Result<Self> {
+        Ok(Self {
+            hierarchy: hierarchy.clone(),
+            path: path::checked(path)?,
+        })
     }
 
     /// The cgroup `name` beneath this one.
-    pub fn child(&self, _name: &str) -> Result<Self> {
-        unimplemented!()
+    pub fn child(&self, name: &str) -> Result<Self> {
+        Self::new(&self.hierarchy, &format!("{}/{name}", self.path))
     }
 
     /// Its path from the root of the hierarchy, with a leading slash.
@@ -31,111 +39,209 @@ impl Cgroup {
         &self.path
     }
 
-    /// Makes the cgroup and its parents. Succeeds when it is there already.
-    pub fn create(&self) -> Result<()> {
-        unimplemented!()
+    /// The hierarchy it is in.
+    pub fn hierarchy(&self) -> &Hierarchy {
+        &self.hierarchy
     }
 
-    /// Sets limits. A limit whose controller the machine lacks is skipped.
-    pub fn apply(&self, _resources: &Resources) -> Result<()> {
-        unimplemented!()
+    /// Makes the cgroup and its parents. Succeeds when it is there already. On v1 an empty cpuset
+    /// takes over its parent's; on v2 the parents hand their controllers down.
+    pub fn create(&self) -> Result<()> {
+        self.make_dirs()?;
+        match self.hierarchy.version() {
+            Version::V1 => match self.dir(Controller::Cpuset) {
+                Some(dir) => controllers::cpuset::inherit(&dir, self.root(Controller::Cpuset)),
+                None => Ok(()),
+            },
+            Version::V2 => self.enable_controllers(),
+        }
+    }
+
+    /// Sets limits. A limit whose controller the machine lacks is skipped, except in
+    /// [`Resources::unified`].
+    pub fn apply(&self, resources: &Resources) -> Result<()> {
+        controllers::apply(self, resources)
     }
 
     /// Moves the process `pid` (as the caller's pid namespace numbers it) into the cgroup. On v1
-    /// this may wait for an RCU grace period (10 ms and more): where the process is the caller's
-    /// own fresh child, use [`Cgroup::entry`].
-    pub fn add(&self, _pid: u32) -> Result<()> {
-        unimplemented!()
+    /// this waits for an RCU grace period (about 10 ms): where the process is the caller's own
+    /// fresh child, use [`Cgroup::entry`].
+    pub fn add(&self, pid: u32) -> Result<()> {
+        let pid = pid.to_string();
+        self.dirs()
+            .try_for_each(|dir| dir.write("cgroup.procs", &pid))
     }
 
     /// The way in for a child process that is about to be cloned.
     pub fn entry(&self) -> Result<Entry> {
-        unimplemented!()
+        let own_thread = match self.hierarchy.version() {
+            Version::V1 => "tasks",
+            Version::V2 => "cgroup.procs",
+        };
+        let flags = OFlags::WRONLY | OFlags::CLOEXEC;
+        let files = self.dirs().map(|dir| open(&dir.file(own_thread), flags));
+        Ok(Entry {
+            files: files.collect::<Result<_>>()?,
+            dir: self.clone_fd()?,
+        })
     }
 
     /// v2: the directory, for `CLONE_INTO_CGROUP`. v1: `None`.
     pub fn clone_fd(&self) -> Result<Option<OwnedFd>> {
-        unimplemented!()
+        if self.hierarchy.version() == Version::V1 {
+            return Ok(None);
+        }
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        open(self.main_dir().path(), flags).map(Some)
     }
 
-    /// All processes here and in the cgroups beneath.
-    pub fn pids(&self) -> Result<Vec<u32>> {
-        unimplemented!()
-    }
-
-    /// Kills every process here and beneath and waits until none is left, or fails with
-    /// [`crate::Error::NotEmpty`] after `timeout`.
-    pub fn kill(&self, _timeout: Duration) -> Result<()> {
-        unimplemented!()
-    }
-
-    /// Sends `signal` to every process here and beneath.
-    pub fn signal(&self, _signal: rustix::process::Signal) -> Result<()> {
-        unimplemented!()
-    }
-
-    /// Stops every process here and beneath; returns when they are stopped.
-    pub fn freeze(&self) -> Result<()> {
-        unimplemented!()
-    }
-
-    /// Undoes [`Cgroup::freeze`].
-    pub fn thaw(&self) -> Result<()> {
-        unimplemented!()
-    }
-
-    /// Whether a process is here or beneath. A cgroup that does not exist has none.
-    pub fn populated(&self) -> Result<bool> {
-        unimplemented!()
-    }
-
-    /// How many processes here and beneath the OOM killer has killed.
-    pub fn oom_kills(&self) -> Result<u64> {
-        unimplemented!()
-    }
-
-    /// A descriptor that becomes readable when an OOM happened (and possibly at other times: read
-    /// it empty, then ask [`Cgroup::oom_kills`]). `None` where the machine cannot tell.
-    pub fn oom_watch(&self) -> Result<Option<OwnedFd>> {
-        unimplemented!()
-    }
-
-    /// What the cgroup uses. Files of controllers that the machine lacks read as zero.
+    /// What the cgroup uses. Files of controllers that the machine lacks read as zero. Fails with
+    /// an error that [`Error::is_not_found`] when the cgroup does not exist.
     pub fn stats(&self) -> Result<Stats> {
-        unimplemented!()
+        controllers::stats(self)
     }
 
-    /// Removes the cgroup and those beneath it. Succeeds when it is gone already; fails with
-    /// [`crate::Error::NotEmpty`] when a process is left in it.
-    pub fn remove(&self) -> Result<()> {
-        unimplemented!()
-    }
-
-    /// Whether it exists.
+    /// Whether it exists, in every hierarchy.
     pub fn exists(&self) -> bool {
-        unimplemented!()
+        self.dirs().all(|dir| dir.exists())
+    }
+
+    /// Its directory in each hierarchy.
+    pub(crate) fn dirs(&self) -> impl Iterator<Item = Dir> {
+        self.hierarchy
+            .mounts()
+            .iter()
+            .map(|mount| self.beneath(mount))
+    }
+
+    /// Its directory in the hierarchy of a controller.
+    pub(crate) fn dir(&self, controller: Controller) -> Option<Dir> {
+        self.hierarchy
+            .mount(controller)
+            .map(|mount| self.beneath(mount))
+    }
+
+    /// The directory whose processes are taken for the cgroup's. On v1 the freezer's where there is
+    /// one, so that what is frozen and what is killed are the same.
+    pub(crate) fn main_dir(&self) -> Dir {
+        match self.dir(Controller::Freezer) {
+            Some(dir) => dir,
+            None => self.beneath(&self.hierarchy.mounts()[0]),
+        }
+    }
+
+    fn root(&self, controller: Controller) -> &Path {
+        self.hierarchy.mount(controller).unwrap_or(Path::new("/"))
+    }
+
+    fn beneath(&self, mount: &Path) -> Dir {
+        Dir::new(mount.join(&self.path[1..]))
+    }
+
+    /// Makes the directories alone.
+    pub(crate) fn make_dirs(&self) -> Result<()> {
+        self.dirs().try_for_each(|dir| make_dir(dir.path()))
+    }
+
+    /// v2: lets every cgroup above this one hand its controllers down.
+    fn enable_controllers(&self) -> Result<()> {
+        let root = Dir::new(self.hierarchy.mounts()[0].clone());
+        let mut buf = Vec::new();
+        let available = root
+            .read("cgroup.controllers", &mut buf)?
+            .unwrap_or_default()
+            .to_owned();
+        let wanted: Vec<&str> = ["cpu", "cpuset", "memory", "pids", "io", "hugetlb"]
+            .into_iter()
+            .filter(|name| available.split_ascii_whitespace().any(|word| word == *name))
+            .collect();
+        let mut missing_in = |dir: &Dir, file: &str| -> Result<String> {
+            let enabled = dir.read(file, &mut buf)?.unwrap_or_default();
+            let mut missing = String::new();
+            for name in &wanted {
+                if !enabled.split_ascii_whitespace().any(|word| word == *name) {
+                    push_word(&mut missing, format_args!("+{name}"));
+                }
+            }
+            Ok(missing)
+        };
+        if missing_in(&self.main_dir(), "cgroup.controllers")?.is_empty() {
+            return Ok(());
+        }
+        let inner = &self.path[1..];
+        let parents = inner
+            .match_indices('/')
+            .map(|(at, _)| root.path().join(&inner[..at]));
+        for parent in std::iter::once(root.path().to_owned()).chain(parents) {
+            let parent = Dir::new(parent);
+            let missing = missing_in(&parent, "cgroup.subtree_control")?;
+            if missing.is_empty() {
+                continue;
+            }
+            match parent.write("cgroup.subtree_control", &missing) {
+                Ok(()) => {}
+                Err(Error::Io { source, .. })
+                    if source.raw_os_error() == Some(Errno::BUSY.raw_os_error()) =>
+                {
+                    return Err(Error::Occupied {
+                        path: parent.path().to_owned(),
+                    });
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
     }
 }
 
 /// Open descriptors by which a cloned child puts itself into a cgroup, without allocation and
-/// without waiting: on v1 the child calls [`Entry::enter`] first thing after clone; on v2 the
-/// parent passes [`Entry::clone_into`] to clone3 with `CLONE_INTO_CGROUP` (or, where it forks
-/// otherwise, the child calls `enter`).
+/// without waiting.
+///
+/// On v1 the child calls [`Entry::enter`] first thing after clone, while it has one thread: only a
+/// thread that moves itself is spared the lock that costs an RCU grace period. On v2 the parent
+/// passes [`Entry::clone_into`] to clone3 with `CLONE_INTO_CGROUP`; where it forks otherwise, the
+/// child calls `enter` too.
 #[derive(Debug)]
 pub struct Entry {
-    #[expect(dead_code)]
     files: Vec<OwnedFd>,
+    dir: Option<OwnedFd>,
 }
 
 impl Entry {
     /// v2: the descriptor for `CLONE_INTO_CGROUP`; the child need not call `enter` then.
     pub fn clone_into(&self) -> Option<BorrowedFd<'_>> {
-        unimplemented!()
+        self.dir.as_ref().map(|dir| dir.as_fd())
     }
 
     /// Moves the calling thread, which must be its process's only one, into the cgroup. Only
     /// write(2) is called: safe between fork and exec.
     pub fn enter(&self) -> io::Result<()> {
-        unimplemented!()
+        for file in &self.files {
+            rustix::io::retry_on_intr(|| rustix::io::write(file, b"0"))?;
+        }
+        Ok(())
+    }
+}
+
+fn open(path: &Path, flags: OFlags) -> Result<OwnedFd> {
+    rustix::fs::open(path, flags, Mode::empty()).map_err(|error| Error::io("open", path, error))
+}
+
+/// Makes a directory and those above it. Components are checked, and cgroup file systems have no
+/// symbolic links.
+fn make_dir(path: &Path) -> Result<()> {
+    match rustix::fs::mkdir(path, Mode::from_raw_mode(0o755)) {
+        Ok(()) | Err(Errno::EXIST) => Ok(()),
+        Err(Errno::NOENT) => {
+            let parent = path
+                .parent()
+                .ok_or_else(|| Error::io("create", path, Errno::NOENT))?;
+            make_dir(parent)?;
+            match rustix::fs::mkdir(path, Mode::from_raw_mode(0o755)) {
+                Ok(()) | Err(Errno::EXIST) => Ok(()),
+                Err(error) => Err(Error::io("create", path, error)),
+            }
+        }
+        Err(error) => Err(Error::io("create", path, error)),
     }
 }

@@ -9,8 +9,15 @@
 //! [`Cgroup::oom_watch`] returns.
 
 mod cgroup;
+mod controllers;
+mod dir;
 mod error;
 mod hierarchy;
+mod mountinfo;
+mod oom;
+mod path;
+mod processes;
+mod remove;
 mod resources;
 mod stats;
 

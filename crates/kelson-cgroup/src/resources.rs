@@ -122,5 +122,9 @@ pub struct Access {
 
 impl Access {
     /// All three.
-    pub const ALL: Access = Access { read: true, write: true, mknod: true };
+    pub const ALL: Access = Access {
+        read: true,
+        write: true,
+        mknod: true,
+    };
 }

@@ -1,0 +1,144 @@
+//! The controllers: one file each, with its limits and its statistics on v1 and v2.
+
+mod cpu;
+pub(crate) mod cpuset;
+mod device_program;
+mod device_set;
+mod devices;
+mod hugetlb;
+mod io;
+mod memory;
+mod pids;
+mod pressure;
+mod unified;
+
+use rustix::io::Errno;
+
+use crate::dir::Dir;
+use crate::hierarchy::Controller;
+use crate::{Cgroup, Error, Resources, Result, Stats, Version};
+
+/// Sets all limits of `resources`.
+pub(crate) fn apply(cgroup: &Cgroup, resources: &Resources) -> Result<()> {
+    match cgroup.hierarchy().version() {
+        Version::V1 => apply_v1(cgroup, resources),
+        Version::V2 => {
+            let dir = cgroup.main_dir();
+            cpu::apply_v2(&dir, resources)?;
+            cpuset::apply(&dir, resources)?;
+            memory::apply_v2(&dir, resources)?;
+            pids::apply(&dir, resources)?;
+            hugetlb::apply(&dir, Version::V2, resources)?;
+            io::apply_v2(&dir, resources)?;
+            devices::apply_v2(&dir, resources)?;
+            unified::apply(&dir, resources)
+        }
+    }
+}
+
+fn apply_v1(cgroup: &Cgroup, resources: &Resources) -> Result<()> {
+    unified::refuse_on_v1(resources)?;
+    let with = |controller, wanted: bool, apply: &dyn Fn(&Dir) -> Result<()>| match cgroup
+        .dir(controller)
+    {
+        _ if !wanted => Ok(()),
+        Some(dir) => apply(&dir),
+        None => {
+            cgroup.hierarchy().report_missing(controller);
+            Ok(())
+        }
+    };
+    let r = resources;
+    with(Controller::Cpu, cpu::wanted(r), &|dir| {
+        cpu::apply_v1(dir, r)
+    })?;
+    with(Controller::Cpuset, cpuset::wanted(r), &|dir| {
+        cpuset::apply(dir, r)
+    })?;
+    with(Controller::Memory, memory::wanted(r), &|dir| {
+        memory::apply_v1(dir, r)
+    })?;
+    with(Controller::Pids, r.pids_limit.is_some(), &|dir| {
+        pids::apply(dir, r)
+    })?;
+    with(Controller::Hugetlb, !r.hugepages.is_empty(), &|dir| {
+        hugetlb::apply(dir, Version::V1, r)
+    })?;
+    with(Controller::Io, io::wanted(r), &|dir| io::apply_v1(dir, r))?;
+    with(Controller::Devices, !r.devices.is_empty(), &|dir| {
+        devices::apply_v1(dir, r)
+    })
+}
+
+/// Reads all statistics.
+pub(crate) fn stats(cgroup: &Cgroup) -> Result<Stats> {
+    let mut buf = Vec::with_capacity(4096);
+    let buf = &mut buf;
+    let v2 = cgroup.hierarchy().version() == Version::V2;
+    let dir = |controller| cgroup.dir(controller);
+    let mut stats = Stats::default();
+    if v2 {
+        let dir = cgroup.main_dir();
+        stats.cpu = cpu::stats_v2(&dir, buf)?;
+        stats.memory = memory::stats_v2(&dir, buf)?;
+        stats.io = io::stats_v2(&dir, buf)?;
+        stats.psi = pressure::read(&dir, buf)?;
+    } else {
+        stats.cpu = cpu::stats_v1(dir(Controller::Cpu), dir(Controller::Cpuacct), buf)?;
+        if let Some(dir) = dir(Controller::Memory) {
+            stats.memory = memory::stats_v1(&dir, buf)?;
+        }
+        if let Some(dir) = dir(Controller::Io) {
+            stats.io = io::stats_v1(&dir, buf)?;
+        }
+    }
+    if let Some(dir) = dir(Controller::Pids) {
+        stats.pids = pids::stats(&dir, buf)?;
+    }
+    if let Some(dir) = dir(Controller::Hugetlb) {
+        let version = cgroup.hierarchy().version();
+        stats.hugepages = hugetlb::stats(&dir, version, cgroup.hierarchy().page_sizes(), buf)?;
+    }
+    // A cgroup that is there uses or has used something; all zero may mean that it is gone.
+    if stats.cpu.usage_ns == 0 && stats.memory.usage == 0 && !cgroup.exists() {
+        return Err(Error::io("read", cgroup.main_dir().path(), Errno::NOENT));
+    }
+    Ok(stats)
+}
+
+#[cfg(test)]
+pub(crate) mod testing {
+    //! A directory of plain files in place of a cgroup.
+
+    use crate::dir::Dir;
+
+    pub(crate) struct Files {
+        // Held for its removal at the end.
+        _temporary: tempfile::TempDir,
+        pub(crate) dir: Dir,
+    }
+
+    impl Files {
+        /// With empty files of these names.
+        pub(crate) fn new(names: &[&str]) -> Self {
+            let temporary = tempfile::tempdir().unwrap();
+            let dir = Dir::new(temporary.path().to_owned());
+            let files = Self {
+                _temporary: temporary,
+                dir,
+            };
+            for name in names {
+                files.set(name, "");
+            }
+            files
+        }
+
+        pub(crate) fn set(&self, name: &str, content: &str) {
+            std::fs::write(self.dir.file(name), content).unwrap();
+        }
+
+        pub(crate) fn get(&self, name: &str) -> String {
+            std::fs::read_to_string(self.dir.file(name)).unwrap()
+        }
+    }
+}
