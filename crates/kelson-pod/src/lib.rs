@@ -6,7 +6,11 @@ pub mod config;
 mod error;
 mod events;
 mod pods;
+mod signal;
+mod spec;
 mod stats;
+mod users;
+mod validate;
 mod view;
 
 pub use error::{Ambiguous, Cause, ErrorKind, ExecError, Mistake, Mistakes, OpenError, PodError};

@@ -32,7 +32,7 @@ pub struct ContainerConfig {
     pub cdi_devices: Vec<String>,
     /// Labels: kept and given back.
     pub labels: BTreeMap<String, String>,
-    /// Annotations: kept, given back, and put into the runtime spec.
+    /// Annotations: kept and given back.
     pub annotations: BTreeMap<String, String>,
     /// Log file, relative to the pod's log directory; empty: output is discarded.
     pub log_path: String,

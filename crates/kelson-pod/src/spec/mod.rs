@@ -1,0 +1,223 @@
+//! From a container's request and its image to an OCI runtime specification. Pure but for [`devices`],
+//! which looks at device nodes: everything else that must be known of the machine comes in.
+
+pub(crate) mod capabilities;
+pub(crate) mod devices;
+pub(crate) mod mounts;
+pub(crate) mod process;
+mod resources;
+
+use std::collections::{HashMap, HashSet};
+use std::path::PathBuf;
+
+use oci_spec::runtime::{
+    Capability, Linux, LinuxCapabilities, LinuxNamespace, LinuxNamespaceType, PosixRlimit, Process,
+    Root, Spec, User as SpecUser,
+};
+
+use crate::config::{ContainerConfig, NamespaceMode, PodConfig, Resources};
+use crate::view::User;
+use crate::{ContainerId, PodId};
+
+use devices::Node;
+use mounts::{Bind, PodFiles};
+use process::ImageProcess;
+
+/// The version of the runtime specification that is written.
+const OCI_VERSION: &str = "1.2.0";
+
+/// What the node adds to every container.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct NodeRules {
+    /// Largest number of processes.
+    pub(crate) pids_limit: Option<i64>,
+    /// Resource limits.
+    pub(crate) rlimits: Vec<PosixRlimit>,
+    /// The lowest OOM score that a container can be given; `None`: any.
+    pub(crate) least_oom_score: Option<i32>,
+    /// What the daemon itself can grant.
+    pub(crate) capabilities: HashSet<Capability>,
+}
+
+/// Everything that goes into a specification.
+#[derive(Debug)]
+pub(crate) struct Request<'a> {
+    pub(crate) pod_id: &'a PodId,
+    pub(crate) pod: &'a PodConfig,
+    pub(crate) files: &'a PodFiles,
+    /// The init of the pod's PID namespace, as the host numbers it.
+    pub(crate) pid_init: Option<u32>,
+    pub(crate) hostname: &'a str,
+    pub(crate) id: &'a ContainerId,
+    pub(crate) config: &'a ContainerConfig,
+    pub(crate) image: &'a ImageProcess,
+    pub(crate) image_name: &'a str,
+    pub(crate) user: &'a User,
+    pub(crate) home: &'a str,
+    pub(crate) binds: &'a [Bind],
+    pub(crate) devices: &'a [Node],
+    pub(crate) node: &'a NodeRules,
+    pub(crate) cgroup: &'a str,
+}
+
+/// The capabilities of the container.
+pub(crate) fn granted(config: &ContainerConfig, node: &NodeRules) -> HashSet<Capability> {
+    let security = &config.security;
+    capabilities::granted(
+        security.privileged,
+        &security.capabilities,
+        &node.capabilities,
+    )
+}
+
+/// The specification, without its seccomp profile: that is put in when the container is started, so that
+/// it is not kept for every container.
+pub(crate) fn build(request: &Request<'_>) -> Spec {
+    let config = request.config;
+    let security = &config.security;
+    let mut root = Root::default();
+    root.set_path(PathBuf::from("rootfs"))
+        .set_readonly(Some(security.readonly_rootfs));
+    let mut spec = Spec::default();
+    spec.set_version(OCI_VERSION.to_owned())
+        .set_root(Some(root))
+        .set_hostname(None)
+        .set_hooks(None)
+        .set_mounts(Some(mounts::all(
+            request.files,
+            request.binds,
+            security.privileged,
+            security.readonly_rootfs,
+        )))
+        .set_process(Some(process(request)))
+        .set_annotations(Some(annotations(request)))
+        .set_linux(Some(linux(request)));
+    spec
+}
+
+fn process(request: &Request<'_>) -> Process {
+    let config = request.config;
+    let granted = granted(config, request.node);
+    let mut capabilities = LinuxCapabilities::default();
+    capabilities
+        .set_bounding(Some(granted.clone()))
+        .set_effective(Some(granted.clone()))
+        .set_permitted(Some(granted))
+        .set_inheritable(Some(HashSet::new()))
+        .set_ambient(Some(HashSet::new()));
+    let mut user = SpecUser::default();
+    user.set_uid(request.user.uid)
+        .set_gid(request.user.gid)
+        .set_additional_gids(Some(request.user.groups.clone()));
+    let rlimits = Some(request.node.rlimits.clone()).filter(|list| !list.is_empty());
+    let mut process = Process::default();
+    process
+        .set_terminal(Some(config.tty))
+        .set_user(user)
+        .set_args(Some(process::args(config, request.image)))
+        .set_env(Some(process::env(
+            config,
+            request.image,
+            request.hostname,
+            request.home,
+        )))
+        .set_cwd(PathBuf::from(process::cwd(config, request.image)))
+        .set_capabilities(Some(capabilities))
+        .set_rlimits(rlimits)
+        .set_no_new_privileges(Some(config.security.no_new_privs))
+        .set_oom_score_adj(Some(oom_score(&config.resources, request.node)))
+        .set_apparmor_profile(None)
+        .set_selinux_label(None);
+    process
+}
+
+fn oom_score(wanted: &Resources, node: &NodeRules) -> i32 {
+    // Validation has seen to it that it is between -1000 and 1000.
+    let wanted = i32::try_from(wanted.oom_score_adj).unwrap_or_default();
+    node.least_oom_score
+        .map_or(wanted, |least| wanted.max(least))
+}
+
+fn linux(request: &Request<'_>) -> Linux {
+    let config = request.config;
+    let privileged = config.security.privileged;
+    let paths =
+        |list: &[String]| Some(list.to_vec()).filter(|list| !privileged && !list.is_empty());
+    let nodes: Vec<_> = request.devices.iter().map(Node::device).collect();
+    let mut linux = Linux::default();
+    linux
+        .set_resources(Some(resources::limits(
+            &config.resources,
+            request.node.pids_limit,
+            privileged,
+            request.devices,
+        )))
+        .set_cgroups_path(Some(PathBuf::from(request.cgroup)))
+        .set_namespaces(Some(namespaces(request)))
+        .set_devices(Some(nodes).filter(|list| !list.is_empty()))
+        .set_seccomp(None)
+        .set_rootfs_propagation(mounts::root_propagation(request.binds).map(str::to_owned))
+        .set_masked_paths(paths(&config.security.masked_paths))
+        .set_readonly_paths(paths(&config.security.readonly_paths));
+    linux
+}
+
+/// The namespaces that are not simply the shim's: the pod's network, IPC and host name are where the shim
+/// lives, so the container has them by being its child.
+fn namespaces(request: &Request<'_>) -> Vec<LinuxNamespace> {
+    let namespace = |kind, path: Option<PathBuf>| {
+        let mut namespace = LinuxNamespace::default();
+        namespace.set_typ(kind).set_path(path);
+        namespace
+    };
+    let mut all = vec![namespace(LinuxNamespaceType::Mount, None)];
+    if !request.config.security.privileged {
+        all.push(namespace(LinuxNamespaceType::Cgroup, None));
+    }
+    match request
+        .config
+        .security
+        .pid
+        .unwrap_or(request.pod.namespaces.pid)
+    {
+        NamespaceMode::Pod => {
+            let path = request
+                .pid_init
+                .map(|pid| PathBuf::from(format!("/proc/{pid}/ns/pid")));
+            all.push(namespace(LinuxNamespaceType::Pid, path));
+        }
+        NamespaceMode::Container => all.push(namespace(LinuxNamespaceType::Pid, None)),
+        NamespaceMode::Node | NamespaceMode::Target => {}
+    }
+    all
+}
+
+/// What other runtimes and hooks expect to be told.
+fn annotations(request: &Request<'_>) -> HashMap<String, String> {
+    let metadata = &request.pod.metadata;
+    let mut all = vec![
+        ("container-type", "container".to_owned()),
+        ("container-name", request.config.name.clone()),
+        ("image-name", request.image_name.to_owned()),
+        ("sandbox-id", request.pod_id.to_string()),
+        ("sandbox-name", metadata.name.clone()),
+        ("sandbox-namespace", metadata.namespace.clone()),
+        ("sandbox-uid", metadata.uid.clone()),
+    ];
+    for resources in [&request.pod.resources, &request.pod.overhead]
+        .into_iter()
+        .flatten()
+        .take(1)
+    {
+        all.push(("sandbox-cpu-period", resources.cpu_period.to_string()));
+        all.push(("sandbox-cpu-quota", resources.cpu_quota.to_string()));
+        all.push(("sandbox-cpu-shares", resources.cpu_shares.to_string()));
+        all.push(("sandbox-memory", resources.memory_limit.to_string()));
+    }
+    all.into_iter()
+        .map(|(key, value)| (format!("io.kubernetes.cri.{key}"), value))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests;

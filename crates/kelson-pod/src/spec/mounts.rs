@@ -1,0 +1,306 @@
+//! The mounts of a container: the defaults, the pod's files, and those of the request.
+
+use std::path::{Path, PathBuf};
+
+use oci_spec::runtime::Mount as SpecMount;
+
+use crate::config::{Mount, Propagation};
+
+/// A mount of the request whose source on the host is known to be there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Bind {
+    /// The source, without symlinks.
+    pub(crate) source: PathBuf,
+    pub(crate) target: PathBuf,
+    pub(crate) readonly: bool,
+    pub(crate) recursive_read_only: bool,
+    pub(crate) propagation: Propagation,
+}
+
+impl Bind {
+    pub(crate) fn new(mount: &Mount, source: PathBuf) -> Self {
+        Self {
+            source,
+            target: target(&mount.container_path),
+            readonly: mount.readonly,
+            recursive_read_only: mount.recursive_read_only,
+            propagation: mount.propagation,
+        }
+    }
+}
+
+/// Where the pod's own files are on the host.
+#[derive(Clone, Debug)]
+pub(crate) struct PodFiles {
+    pub(crate) resolv_conf: PathBuf,
+    pub(crate) hosts: PathBuf,
+    pub(crate) hostname: PathBuf,
+    /// The pod's shared memory, or the host's.
+    pub(crate) shm: PathBuf,
+}
+
+/// A path in the container: absolute, without empty and `.` components.
+fn target(path: &str) -> PathBuf {
+    let parts = path.split('/').filter(|part| !matches!(*part, "" | "."));
+    let mut target = PathBuf::from("/");
+    target.extend(parts);
+    target
+}
+
+/// All mounts in the order in which they are made: the defaults, then the request's by depth. A mount of
+/// the request at the place of a default one replaces it.
+pub(crate) fn all(
+    files: &PodFiles,
+    binds: &[Bind],
+    privileged: bool,
+    readonly_root: bool,
+) -> Vec<SpecMount> {
+    let mut mounts: Vec<SpecMount> = defaults(files, privileged, readonly_root)
+        .into_iter()
+        .filter(|default| {
+            !binds
+                .iter()
+                .any(|bind| bind.target == *default.destination())
+        })
+        .collect();
+    let mut sorted: Vec<&Bind> = binds.iter().collect();
+    sorted.sort_by_key(|bind| bind.target.components().count());
+    mounts.extend(sorted.into_iter().map(bind));
+    mounts
+}
+
+/// How the root's mounts propagate, when the binds need more than nothing.
+pub(crate) fn root_propagation(binds: &[Bind]) -> Option<&'static str> {
+    let any = |propagation| binds.iter().any(|bind| bind.propagation == propagation);
+    if any(Propagation::Bidirectional) {
+        Some("rshared")
+    } else if any(Propagation::HostToContainer) {
+        Some("rslave")
+    } else {
+        None
+    }
+}
+
+fn defaults(files: &PodFiles, privileged: bool, readonly_root: bool) -> Vec<SpecMount> {
+    let kernel = if privileged { "rw" } else { "ro" };
+    let file = if readonly_root { "ro" } else { "rw" };
+    let bound =
+        |path: &str, source: &Path| mount(path, "bind", source, &["rbind", "rprivate", file]);
+    vec![
+        mount("/proc", "proc", "proc", &["nosuid", "noexec", "nodev"]),
+        mount(
+            "/dev",
+            "tmpfs",
+            "tmpfs",
+            &["nosuid", "strictatime", "mode=755", "size=65536k"],
+        ),
+        mount(
+            "/dev/pts",
+            "devpts",
+            "devpts",
+            &[
+                "nosuid",
+                "noexec",
+                "newinstance",
+                "ptmxmode=0666",
+                "mode=0620",
+                "gid=5",
+            ],
+        ),
+        mount(
+            "/dev/mqueue",
+            "mqueue",
+            "mqueue",
+            &["nosuid", "noexec", "nodev"],
+        ),
+        mount(
+            "/sys",
+            "sysfs",
+            "sysfs",
+            &["nosuid", "noexec", "nodev", kernel],
+        ),
+        mount(
+            "/sys/fs/cgroup",
+            "cgroup",
+            "cgroup",
+            &["nosuid", "noexec", "nodev", "relatime", kernel],
+        ),
+        mount(
+            "/dev/shm",
+            "bind",
+            &files.shm,
+            &["rbind", "rprivate", "nosuid", "noexec", "nodev", "rw"],
+        ),
+        bound("/etc/resolv.conf", &files.resolv_conf),
+        bound("/etc/hosts", &files.hosts),
+        bound("/etc/hostname", &files.hostname),
+    ]
+}
+
+fn bind(bind: &Bind) -> SpecMount {
+    let propagation = match bind.propagation {
+        Propagation::Private => "rprivate",
+        Propagation::HostToContainer => "rslave",
+        Propagation::Bidirectional => "rshared",
+    };
+    let access = match (bind.readonly, bind.recursive_read_only) {
+        (false, _) => "rw",
+        (true, false) => "ro",
+        (true, true) => "rro",
+    };
+    mount(
+        &bind.target,
+        "bind",
+        &bind.source,
+        &["rbind", propagation, access],
+    )
+}
+
+fn mount(
+    destination: impl AsRef<Path>,
+    kind: &str,
+    source: impl AsRef<Path>,
+    options: &[&str],
+) -> SpecMount {
+    let mut mount = SpecMount::default();
+    mount
+        .set_destination(destination.as_ref().to_owned())
+        .set_typ(Some(kind.to_owned()))
+        .set_source(Some(source.as_ref().to_owned()))
+        .set_options(Some(
+            options.iter().map(|option| (*option).to_owned()).collect(),
+        ));
+    mount
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn files() -> PodFiles {
+        PodFiles {
+            resolv_conf: "/p/resolv.conf".into(),
+            hosts: "/p/hosts".into(),
+            hostname: "/p/hostname".into(),
+            shm: "/p/shm".into(),
+        }
+    }
+
+    fn at(container_path: &str, propagation: Propagation) -> Bind {
+        let mount = Mount {
+            container_path: container_path.into(),
+            propagation,
+            ..Mount::default()
+        };
+        Bind::new(&mount, "/src".into())
+    }
+
+    fn places(mounts: &[SpecMount]) -> Vec<&str> {
+        mounts
+            .iter()
+            .map(|one| one.destination().to_str().unwrap())
+            .collect()
+    }
+
+    fn options<'a>(mounts: &'a [SpecMount], place: &str) -> &'a [String] {
+        let found = mounts
+            .iter()
+            .find(|one| one.destination() == Path::new(place))
+            .unwrap();
+        found.options().as_deref().unwrap()
+    }
+
+    #[test]
+    fn defaults_come_first_and_binds_by_depth() {
+        let binds = [
+            at("/a/b/c", Propagation::Private),
+            at("x/./y//", Propagation::Private),
+        ];
+        let mounts = all(&files(), &binds, false, false);
+        assert_eq!(
+            places(&mounts),
+            [
+                "/proc",
+                "/dev",
+                "/dev/pts",
+                "/dev/mqueue",
+                "/sys",
+                "/sys/fs/cgroup",
+                "/dev/shm",
+                "/etc/resolv.conf",
+                "/etc/hosts",
+                "/etc/hostname",
+                "/x/y",
+                "/a/b/c",
+            ]
+        );
+        assert!(options(&mounts, "/sys").contains(&"ro".to_owned()));
+        assert!(options(&mounts, "/etc/hosts").contains(&"rw".to_owned()));
+    }
+
+    #[test]
+    fn a_bind_replaces_the_default_at_its_place() {
+        let mounts = all(
+            &files(),
+            &[at("/etc/hosts/", Propagation::Private)],
+            false,
+            false,
+        );
+        let hosts: Vec<_> = mounts
+            .iter()
+            .filter(|one| one.destination() == Path::new("/etc/hosts"))
+            .collect();
+        assert_eq!(hosts.len(), 1);
+        assert_eq!(hosts[0].source().as_deref(), Some(Path::new("/src")));
+    }
+
+    #[test]
+    fn privileged_and_read_only() {
+        let mounts = all(&files(), &[], true, true);
+        assert!(options(&mounts, "/sys").contains(&"rw".to_owned()));
+        assert!(options(&mounts, "/sys/fs/cgroup").contains(&"rw".to_owned()));
+        assert!(options(&mounts, "/etc/hosts").contains(&"ro".to_owned()));
+    }
+
+    #[test]
+    fn access_and_propagation() {
+        let mount = |readonly, recursive_read_only, propagation| Mount {
+            container_path: "/m".into(),
+            readonly,
+            recursive_read_only,
+            propagation,
+            ..Mount::default()
+        };
+        for (wanted, expected) in [
+            (
+                mount(false, false, Propagation::Private),
+                ["rbind", "rprivate", "rw"],
+            ),
+            (
+                mount(true, false, Propagation::HostToContainer),
+                ["rbind", "rslave", "ro"],
+            ),
+            (
+                mount(true, true, Propagation::Private),
+                ["rbind", "rprivate", "rro"],
+            ),
+            (
+                mount(false, false, Propagation::Bidirectional),
+                ["rbind", "rshared", "rw"],
+            ),
+        ] {
+            let mounts = all(&files(), &[Bind::new(&wanted, "/s".into())], false, false);
+            assert_eq!(options(&mounts, "/m"), expected);
+        }
+        let slave = [
+            at("/a", Propagation::Private),
+            at("/b", Propagation::HostToContainer),
+        ];
+        assert_eq!(root_propagation(&slave), Some("rslave"));
+        assert_eq!(
+            root_propagation(&[at("/b", Propagation::Bidirectional)]),
+            Some("rshared")
+        );
+        assert_eq!(root_propagation(&slave[..1]), None);
+    }
+}

@@ -1,0 +1,334 @@
+//! Tests of the rules: a right request passes, and each mistake is told with its field.
+
+use super::*;
+use crate::config::{
+    ContainerConfig, Dns, IdMapping, ImageSpec, Mount, NamespaceMode, PodConfig, PodMetadata,
+    PortMapping, Propagation, Protocol, UserNamespace,
+};
+use crate::error::ErrorKind;
+
+const FACTS: Facts = Facts {
+    cgroup_v2: false,
+    selinux: false,
+};
+
+fn right_pod() -> PodConfig {
+    PodConfig {
+        metadata: PodMetadata {
+            name: "web".into(),
+            namespace: "default".into(),
+            uid: "u-1".into(),
+            attempt: 0,
+        },
+        hostname: "web-0.example".into(),
+        log_directory: "/var/log/pods/default_web_u-1".into(),
+        dns: Some(Dns {
+            servers: vec!["10.0.0.1".into()],
+            ..Dns::default()
+        }),
+        ports: vec![PortMapping {
+            protocol: Protocol::Tcp,
+            container_port: 80,
+            host_port: 8080,
+            host_ip: "127.0.0.1".into(),
+        }],
+        cgroup_parent: "/kubepods/burstable/podu-1".into(),
+        sysctls: [
+            ("net.ipv4.ip_local_port_range".into(), "1024 65000".into()),
+            ("kernel.shm_rmid_forced".into(), "1".into()),
+        ]
+        .into(),
+        ..PodConfig::default()
+    }
+}
+
+fn right_container() -> ContainerConfig {
+    ContainerConfig {
+        name: "nginx".into(),
+        image: ImageSpec {
+            image: "nginx".into(),
+            ..ImageSpec::default()
+        },
+        mounts: vec![Mount {
+            container_path: "/data".into(),
+            host_path: "/srv/data".into(),
+            readonly: true,
+            recursive_read_only: true,
+            ..Mount::default()
+        }],
+        log_path: "nginx/0.log".into(),
+        stop_signal: "SIGQUIT".into(),
+        ..ContainerConfig::default()
+    }
+}
+
+/// The fields that are told as wrong.
+fn fields(result: Result<(), PodError>) -> Vec<String> {
+    match result {
+        Ok(()) => Vec::new(),
+        Err(PodError::Invalid(Mistakes(all))) => all.into_iter().map(|one| one.field).collect(),
+        Err(other) => panic!("{other}"),
+    }
+}
+
+fn pod_fields(change: impl FnOnce(&mut PodConfig)) -> Vec<String> {
+    let mut config = right_pod();
+    change(&mut config);
+    fields(pod(&config, FACTS))
+}
+
+fn container_fields(change: impl FnOnce(&mut ContainerConfig)) -> Vec<String> {
+    let mut config = right_container();
+    change(&mut config);
+    fields(container(&config, &right_pod(), FACTS))
+}
+
+#[test]
+fn right_requests_pass() {
+    assert!(pod(&right_pod(), FACTS).is_ok());
+    assert!(container(&right_container(), &right_pod(), FACTS).is_ok());
+}
+
+#[test]
+fn all_mistakes_are_told_at_once() {
+    let error = pod(
+        &PodConfig {
+            hostname: "a b".into(),
+            ..PodConfig::default()
+        },
+        FACTS,
+    )
+    .unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Invalid);
+    assert_eq!(
+        fields(Err(error)),
+        [
+            "metadata.name",
+            "metadata.namespace",
+            "metadata.uid",
+            "hostname"
+        ]
+    );
+}
+
+#[test]
+fn pods_that_are_wrong() {
+    assert_eq!(
+        pod_fields(|c| c.runtime_handler = "kata".into()),
+        ["runtime_handler"]
+    );
+    assert_eq!(pod_fields(|c| c.hostname = "x".repeat(65)), ["hostname"]);
+    assert_eq!(
+        pod_fields(|c| c.log_directory = "logs".into()),
+        ["log_directory"]
+    );
+    assert_eq!(
+        pod_fields(|c| c.log_directory = "/a/../b".into()),
+        ["log_directory"]
+    );
+    let dns = Dns {
+        searches: vec!["a\nnameserver 6.6.6.6".into()],
+        ..Dns::default()
+    };
+    assert_eq!(pod_fields(|c| c.dns = Some(dns)), ["dns_config.searches"]);
+    assert_eq!(
+        pod_fields(|c| c.ports[0].host_port = 70000),
+        ["port_mappings[0].host_port"]
+    );
+    assert_eq!(
+        pod_fields(|c| c.ports[0].container_port = 0),
+        ["port_mappings[0].container_port"]
+    );
+    assert_eq!(
+        pod_fields(|c| c.ports[0].host_ip = "host".into()),
+        ["port_mappings[0].host_ip"]
+    );
+    for parent in ["/", "/a/../b", "a//b", "kubepods-pod1.slice"] {
+        assert_eq!(
+            pod_fields(|c| c.cgroup_parent = parent.into()),
+            ["linux.cgroup_parent"]
+        );
+    }
+    let selinux = Selinux {
+        level: "s0".into(),
+        ..Selinux::default()
+    };
+    assert_eq!(
+        pod_fields(|c| c.security.selinux = selinux),
+        ["linux.security_context.selinux_options"]
+    );
+    assert_eq!(
+        pod_fields(|c| c.security.run_as_group = Some(5)),
+        ["linux.security_context.run_as_group"]
+    );
+    assert_eq!(
+        pod_fields(|c| c.annotations = [("a".into(), "x".repeat(MAX_LABEL_BYTES))].into()),
+        ["labels, annotations"]
+    );
+}
+
+#[test]
+fn sysctls_must_belong_to_the_pod() {
+    let with = |name: &str, value: &str, change: fn(&mut PodConfig)| {
+        pod_fields(|config| {
+            config.sysctls = [(name.to_owned(), value.to_owned())].into();
+            change(config);
+        })
+    };
+    assert!(with("net/ipv4/conf/eth0.1/forwarding", "1", |_| ()).is_empty());
+    assert!(with("kernel.sem", "1 2 3 4", |_| ()).is_empty());
+    for name in [
+        "kernel.panic",
+        "vm.swappiness",
+        "kernel.semx",
+        "",
+        "net..x",
+        "../net",
+    ] {
+        assert_eq!(with(name, "1", |_| ()).len(), 1, "{name}");
+    }
+    assert_eq!(with("net.core.somaxconn", " 1", |_| ()).len(), 1);
+    assert_eq!(with("net.core.somaxconn", "1\n2", |_| ()).len(), 1);
+    assert_eq!(
+        with("net.core.somaxconn", "1", |c| c.namespaces.network =
+            NamespaceMode::Node)
+        .len(),
+        1
+    );
+    assert_eq!(
+        with("fs.mqueue.msg_max", "1", |c| c.namespaces.ipc =
+            NamespaceMode::Node)
+        .len(),
+        1
+    );
+}
+
+#[test]
+fn namespaces_that_make_no_sense_or_are_not_supported() {
+    let options = "linux.security_context.namespace_options";
+    assert_eq!(
+        pod_fields(|c| c.namespaces.network = NamespaceMode::Container),
+        [format!("{options}.network")]
+    );
+    let mut config = right_pod();
+    config.namespaces.user = Some(UserNamespace {
+        mode: NamespaceMode::Pod,
+        uids: vec![IdMapping {
+            host_id: 1,
+            container_id: 0,
+            length: 1,
+        }],
+        gids: Vec::new(),
+    });
+    let error = pod(&config, FACTS).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unsupported);
+    assert!(
+        error.to_string().contains("userns_options: not supported"),
+        "{error}"
+    );
+    let pid = |mode| container_fields(|c| c.security.pid = Some(mode));
+    assert!(pid(NamespaceMode::Pod).is_empty());
+    assert!(pid(NamespaceMode::Container).is_empty());
+    assert_eq!(pid(NamespaceMode::Node), [format!("{options}.pid")]);
+    assert_eq!(pid(NamespaceMode::Target), [format!("{options}.pid")]);
+    assert_eq!(
+        container_fields(|c| c.security.ipc = Some(NamespaceMode::Node)),
+        [format!("{options}.ipc")]
+    );
+}
+
+#[test]
+fn containers_that_are_wrong() {
+    assert_eq!(container_fields(|c| c.name.clear()), ["metadata.name"]);
+    assert_eq!(container_fields(|c| c.image.image.clear()), ["image.image"]);
+    assert_eq!(
+        container_fields(|c| c.working_dir = "tmp".into()),
+        ["working_dir"]
+    );
+    assert_eq!(
+        container_fields(|c| c.command = vec![String::new()]),
+        ["command"]
+    );
+    assert_eq!(container_fields(|c| c.args = vec!["\0".into()]), ["args"]);
+    assert_eq!(
+        container_fields(|c| c.envs = vec![("A=".into(), "x".into())]),
+        ["envs[0].key"]
+    );
+    assert_eq!(
+        container_fields(|c| c.envs = vec![("A".into(), "x".repeat(3 << 20))]),
+        ["command, args, envs"]
+    );
+    for path in ["/abs.log", "../x.log", "a/../../x", "a//b", "."] {
+        assert_eq!(
+            container_fields(|c| c.log_path = path.into()),
+            ["log_path"],
+            "{path}"
+        );
+    }
+    assert_eq!(
+        container_fields(|c| c.stop_signal = "SIGNOPE".into()),
+        ["stop_signal"]
+    );
+    assert_eq!(
+        container_fields(|c| c.cdi_devices = vec!["a".into()]),
+        ["CDI_devices"]
+    );
+    assert_eq!(
+        container_fields(|c| c.mounts[0].host_path.clear()),
+        ["mounts[0].host_path"]
+    );
+    assert_eq!(
+        container_fields(|c| c.mounts[0].container_path = "/".into()),
+        ["mounts[0].container_path"]
+    );
+    assert_eq!(
+        container_fields(|c| c.mounts[0].image = "x".into()),
+        ["mounts[0].image"]
+    );
+    assert_eq!(
+        container_fields(|c| c.mounts[0].propagation = Propagation::HostToContainer),
+        ["mounts[0].recursive_read_only"]
+    );
+    assert_eq!(
+        container_fields(|c| c.resources.memory_limit = -5),
+        ["linux.resources.memory_limit_in_bytes"]
+    );
+    assert_eq!(
+        container_fields(|c| c.resources.unified = [("memory.high".into(), "1".into())].into()),
+        ["linux.resources.unified"]
+    );
+}
+
+#[test]
+fn security_of_containers_that_is_wrong() {
+    let at = |name: &str| vec![format!("linux.security_context.{name}")];
+    assert_eq!(
+        container_fields(|c| c.security.privileged = true),
+        at("privileged")
+    );
+    assert_eq!(
+        container_fields(|c| c.security.run_as_user = Some(-1)),
+        at("run_as_user")
+    );
+    assert_eq!(
+        container_fields(|c| c.security.run_as_user = Some(1 << 32)),
+        at("run_as_user")
+    );
+    assert_eq!(
+        container_fields(|c| c.security.run_as_group = Some(1)),
+        at("run_as_group")
+    );
+    assert_eq!(
+        container_fields(|c| c.security.capabilities.add = vec!["FLY".into()]),
+        at("capabilities.add_capabilities")
+    );
+    assert_eq!(
+        container_fields(|c| c.security.seccomp = Some(Profile::Localhost("rel.json".into()))),
+        at("seccomp.localhost_ref")
+    );
+    assert_eq!(
+        container_fields(|c| c.security.apparmor = Some(Profile::Localhost("x".into()))),
+        at("apparmor")
+    );
+    assert!(container_fields(|c| c.security.apparmor = Some(Profile::RuntimeDefault)).is_empty());
+}
