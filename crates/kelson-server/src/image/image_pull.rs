@@ -1,0 +1,52 @@
+//! `PullImage`: answers with the image's id, which is what containers are made from.
+
+use kelson_cri::v1;
+use kelson_image::{AuthConfig, PullError, PullRequest};
+use tonic::Code;
+
+use super::name;
+use crate::Server;
+use crate::error::VerbError;
+
+impl Server {
+    /// `sandbox_config` says which pod the pull is for; nothing depends on it.
+    pub(super) async fn image_pull(
+        &self,
+        request: v1::PullImageRequest,
+    ) -> Result<v1::PullImageResponse, VerbError> {
+        let reference = name(request.image)?;
+        let auth = request.auth.map(|auth| AuthConfig {
+            username: auth.username,
+            password: auth.password,
+            auth: auth.auth,
+            server_address: auth.server_address,
+            identity_token: auth.identity_token,
+            registry_token: auth.registry_token,
+        });
+        let request = PullRequest { reference, auth: auth.unwrap_or_default() };
+        let id = self.services.images.pull(request, None).await?;
+        Ok(v1::PullImageResponse { image_ref: id.to_string() })
+    }
+}
+
+impl From<PullError> for VerbError {
+    fn from(error: PullError) -> Self {
+        let code = match &error {
+            PullError::InvalidReference(_) | PullError::InvalidCredentials(_) => {
+                Code::InvalidArgument
+            }
+            PullError::NotFound { .. } => Code::NotFound,
+            PullError::Unauthorized { .. } => Code::PermissionDenied,
+            PullError::RegistryUnavailable { .. } | PullError::Stopped => Code::Unavailable,
+            PullError::DigestMismatch { .. } | PullError::SizeMismatch { .. } => Code::DataLoss,
+            PullError::TooLarge { .. } | PullError::DiskFull(_) => Code::ResourceExhausted,
+            PullError::NoMatchingPlatform { .. }
+            | PullError::Unsupported { .. }
+            | PullError::Malformed { .. }
+            | PullError::Hosts { .. } => Code::FailedPrecondition,
+            PullError::Unpack { .. } => Code::FailedPrecondition,
+            PullError::Snapshot { .. } | PullError::Record(_) => Code::Internal,
+        };
+        Self::new(code, &error)
+    }
+}

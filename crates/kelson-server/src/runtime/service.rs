@@ -1,0 +1,109 @@
+//! The table of the runtime service: which verb goes where.
+//!
+//! Verbs that Kelson does not have yet answer UNIMPLEMENTED with their name.
+
+use kelson_cri::v1;
+use kelson_cri::v1::runtime_service_server::RuntimeService;
+use tonic::codegen::BoxStream;
+use tonic::{Request, Response, Status};
+
+use crate::Server;
+
+/// Writes the implementation: verbs with the subject of their span and their handler, then unary
+/// and streaming verbs that do not exist yet.
+macro_rules! runtime_service {
+    (
+        verbs { $($method:ident($name:literal, $request:ident: $in:ident $(, $subject:expr)?) -> $out:ident = |$server:ident| $handler:expr;)* }
+        absent { $($absent:ident($absent_name:literal, $absent_in:ident) -> $absent_out:ident;)* }
+        absent_streams { $($stream:ident($stream_name:literal, $stream_in:ident) -> $stream_out:ident;)* }
+    ) => {
+        #[tonic::async_trait]
+        impl RuntimeService for Server {
+            $(
+                async fn $method(&self, request: Request<v1::$in>) -> Result<Response<v1::$out>, Status> {
+                    let $request = request.into_inner();
+                    let subject = String::new() $(+ $subject)?;
+                    let $server = self;
+                    self.instrument.verb($name, &subject, async { $handler }).await
+                }
+            )*
+
+            async fn get_container_events(
+                &self,
+                _: Request<v1::GetEventsRequest>,
+            ) -> Result<Response<BoxStream<v1::ContainerEventResponse>>, Status> {
+                self.instrument
+                    .verb("GetContainerEvents", "", async {
+                        let events: BoxStream<_> = Box::pin(self.events());
+                        Ok(events)
+                    })
+                    .await
+            }
+
+            $(
+                async fn $absent(&self, _: Request<v1::$absent_in>) -> Result<Response<v1::$absent_out>, Status> {
+                    Err(absent($absent_name))
+                }
+            )*
+
+            $(
+                async fn $stream(&self, _: Request<v1::$stream_in>) -> Result<Response<BoxStream<v1::$stream_out>>, Status> {
+                    Err(absent($stream_name))
+                }
+            )*
+        }
+    };
+}
+
+fn absent(name: &str) -> Status {
+    Status::unimplemented(format!("kelson does not have {name} yet"))
+}
+
+runtime_service! {
+    verbs {
+        version("Version", _request: VersionRequest) -> VersionResponse = |_server| Ok(Self::about());
+        status("Status", request: StatusRequest) -> StatusResponse = |server| server.conditions(&request).await;
+        runtime_config("RuntimeConfig", _request: RuntimeConfigRequest) -> RuntimeConfigResponse = |_server| Ok(Self::driver());
+        run_pod_sandbox("RunPodSandbox", request: RunPodSandboxRequest, &pod_name(&request)) -> RunPodSandboxResponse = |server| server.sandbox_run(request).await;
+        stop_pod_sandbox("StopPodSandbox", request: StopPodSandboxRequest, &request.pod_sandbox_id) -> StopPodSandboxResponse = |server| server.sandbox_stop(request).await;
+        remove_pod_sandbox("RemovePodSandbox", request: RemovePodSandboxRequest, &request.pod_sandbox_id) -> RemovePodSandboxResponse = |server| server.sandbox_remove(request).await;
+        pod_sandbox_status("PodSandboxStatus", request: PodSandboxStatusRequest, &request.pod_sandbox_id) -> PodSandboxStatusResponse = |server| server.sandbox_lookup(&request);
+        list_pod_sandbox("ListPodSandbox", request: ListPodSandboxRequest) -> ListPodSandboxResponse = |server| server.sandbox_list(request);
+        create_container("CreateContainer", request: CreateContainerRequest, &request.pod_sandbox_id) -> CreateContainerResponse = |server| server.container_create(request).await;
+        start_container("StartContainer", request: StartContainerRequest, &request.container_id) -> StartContainerResponse = |server| server.container_start(&request).await;
+        stop_container("StopContainer", request: StopContainerRequest, &request.container_id) -> StopContainerResponse = |server| server.container_stop(&request).await;
+        remove_container("RemoveContainer", request: RemoveContainerRequest, &request.container_id) -> RemoveContainerResponse = |server| server.container_remove(&request).await;
+        list_containers("ListContainers", request: ListContainersRequest) -> ListContainersResponse = |server| server.container_list(request);
+        container_status("ContainerStatus", request: ContainerStatusRequest, &request.container_id) -> ContainerStatusResponse = |server| server.container_lookup(&request);
+        reopen_container_log("ReopenContainerLog", request: ReopenContainerLogRequest, &request.container_id) -> ReopenContainerLogResponse = |server| server.container_log_reopen(&request).await;
+        exec_sync("ExecSync", request: ExecSyncRequest, &request.container_id) -> ExecSyncResponse = |server| server.container_exec_sync(request).await;
+        container_stats("ContainerStats", request: ContainerStatsRequest, &request.container_id) -> ContainerStatsResponse = |server| server.container_usage(&request).await;
+        list_container_stats("ListContainerStats", request: ListContainerStatsRequest) -> ListContainerStatsResponse = |server| server.container_usage_list(request).await;
+        pod_sandbox_stats("PodSandboxStats", request: PodSandboxStatsRequest, &request.pod_sandbox_id) -> PodSandboxStatsResponse = |server| server.sandbox_usage(&request).await;
+        list_pod_sandbox_stats("ListPodSandboxStats", request: ListPodSandboxStatsRequest) -> ListPodSandboxStatsResponse = |server| server.sandbox_usage_list(request).await;
+    }
+    absent {
+        update_container_resources("UpdateContainerResources", UpdateContainerResourcesRequest) -> UpdateContainerResourcesResponse;
+        exec("Exec", ExecRequest) -> ExecResponse;
+        attach("Attach", AttachRequest) -> AttachResponse;
+        port_forward("PortForward", PortForwardRequest) -> PortForwardResponse;
+        update_runtime_config("UpdateRuntimeConfig", UpdateRuntimeConfigRequest) -> UpdateRuntimeConfigResponse;
+        checkpoint_container("CheckpointContainer", CheckpointContainerRequest) -> CheckpointContainerResponse;
+        list_metric_descriptors("ListMetricDescriptors", ListMetricDescriptorsRequest) -> ListMetricDescriptorsResponse;
+        list_pod_sandbox_metrics("ListPodSandboxMetrics", ListPodSandboxMetricsRequest) -> ListPodSandboxMetricsResponse;
+        update_pod_sandbox_resources("UpdatePodSandboxResources", UpdatePodSandboxResourcesRequest) -> UpdatePodSandboxResourcesResponse;
+    }
+    absent_streams {
+        stream_pod_sandboxes("StreamPodSandboxes", StreamPodSandboxesRequest) -> StreamPodSandboxesResponse;
+        stream_containers("StreamContainers", StreamContainersRequest) -> StreamContainersResponse;
+        stream_container_stats("StreamContainerStats", StreamContainerStatsRequest) -> StreamContainerStatsResponse;
+        stream_pod_sandbox_stats("StreamPodSandboxStats", StreamPodSandboxStatsRequest) -> StreamPodSandboxStatsResponse;
+        stream_pod_sandbox_metrics("StreamPodSandboxMetrics", StreamPodSandboxMetricsRequest) -> StreamPodSandboxMetricsResponse;
+    }
+}
+
+/// Namespace and name of the pod that a request is about.
+fn pod_name(request: &v1::RunPodSandboxRequest) -> String {
+    let metadata = request.config.as_ref().and_then(|config| config.metadata.as_ref());
+    metadata.map(|names| format!("{}/{}", names.namespace, names.name)).unwrap_or_default()
+}

@@ -1,0 +1,104 @@
+//! Between protobuf and Kelson's own types, in both directions. Nothing here decides anything:
+//! what a value means and whether it is allowed is checked in `kelson-pod`.
+
+mod container;
+mod pod;
+mod resources;
+mod signal;
+
+pub(crate) use container::{container_config, container_mounts, image_spec};
+pub(crate) use pod::{namespaces, pod_config, pod_metadata};
+pub(crate) use resources::{resources, resources_back};
+pub(crate) use signal::{signal_name, signal_number};
+
+use kelson_cri::v1;
+use kelson_pod::config::{IdMapping, NamespaceMode, Profile, Selinux};
+
+use crate::error::VerbError;
+
+/// A value of an enumeration that this version of the CRI does not have.
+fn unknown(field: &str, value: i32) -> VerbError {
+    VerbError::invalid(format!("{field} has the unknown value {value}"))
+}
+
+fn namespace_mode(field: &str, value: i32) -> Result<NamespaceMode, VerbError> {
+    Ok(match v1::NamespaceMode::try_from(value).map_err(|_| unknown(field, value))? {
+        v1::NamespaceMode::Pod => NamespaceMode::Pod,
+        v1::NamespaceMode::Container => NamespaceMode::Container,
+        v1::NamespaceMode::Node => NamespaceMode::Node,
+        v1::NamespaceMode::Target => NamespaceMode::Target,
+    })
+}
+
+fn namespace_mode_back(mode: NamespaceMode) -> i32 {
+    match mode {
+        NamespaceMode::Pod => v1::NamespaceMode::Pod,
+        NamespaceMode::Container => v1::NamespaceMode::Container,
+        NamespaceMode::Node => v1::NamespaceMode::Node,
+        NamespaceMode::Target => v1::NamespaceMode::Target,
+    }
+    .into()
+}
+
+fn profile(field: &str, profile: v1::SecurityProfile) -> Result<Profile, VerbError> {
+    use v1::security_profile::ProfileType;
+    let kind = ProfileType::try_from(profile.profile_type)
+        .map_err(|_| unknown(field, profile.profile_type))?;
+    Ok(match kind {
+        ProfileType::RuntimeDefault => Profile::RuntimeDefault,
+        ProfileType::Unconfined => Profile::Unconfined,
+        ProfileType::Localhost => Profile::Localhost(profile.localhost_ref),
+    })
+}
+
+/// The new profile field, or the deprecated path beside it (`runtime/default`, `unconfined`,
+/// `localhost/…`, or empty for none).
+fn profile_or_old(
+    field: &str,
+    new: Option<v1::SecurityProfile>,
+    old: &str,
+) -> Result<Option<Profile>, VerbError> {
+    if let Some(new) = new {
+        return profile(field, new).map(Some);
+    }
+    Ok(match old {
+        "" => None,
+        "runtime/default" | "docker/default" => Some(Profile::RuntimeDefault),
+        "unconfined" => Some(Profile::Unconfined),
+        other => match other.strip_prefix("localhost/") {
+            Some(reference) => Some(Profile::Localhost(reference.to_owned())),
+            None => {
+                return Err(VerbError::invalid(format!(
+                    "{field} has the unknown profile {other:?}; give runtime/default, unconfined or localhost/…"
+                )));
+            }
+        },
+    })
+}
+
+fn selinux(option: Option<v1::SeLinuxOption>) -> Selinux {
+    let option = option.unwrap_or_default();
+    Selinux { user: option.user, role: option.role, kind: option.r#type, level: option.level }
+}
+
+fn id_mappings(mappings: Vec<v1::IdMapping>) -> Vec<IdMapping> {
+    mappings
+        .into_iter()
+        .map(|line| IdMapping {
+            host_id: line.host_id,
+            container_id: line.container_id,
+            length: line.length,
+        })
+        .collect()
+}
+
+fn id_mappings_back(mappings: &[IdMapping]) -> Vec<v1::IdMapping> {
+    mappings
+        .iter()
+        .map(|line| v1::IdMapping {
+            host_id: line.host_id,
+            container_id: line.container_id,
+            length: line.length,
+        })
+        .collect()
+}

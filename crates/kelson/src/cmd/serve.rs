@@ -1,0 +1,240 @@
+//! `kelson serve`: the daemon. Log → configuration → build → serve → drain.
+//!
+//! Building opens the stores, recovers every pod and binds the socket; only then is a client
+//! answered. A signal ends the daemon and leaves the pods running.
+
+use std::fs::{DirBuilder, File, OpenOptions};
+use std::io::ErrorKind;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::net::UnixStream as StdUnixStream;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use kelson_cgroup::Hierarchy;
+use kelson_image::{ImageConfig, Images};
+use kelson_network::{Fallback, Network, NetworkConfig};
+use kelson_pod::{Pods, PodsConfig};
+use kelson_server::{About, Server, Services};
+use kelson_snapshot::Overlayfs;
+use tokio::net::UnixListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_stream::wrappers::UnixListenerStream;
+use tracing::info;
+
+use crate::config::{self, Config, NetworkFallback};
+use crate::log;
+
+/// How long calls under way may take to end after a signal.
+const DRAIN: Duration = Duration::from_secs(10);
+
+/// Runs the daemon in the foreground.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Serve {
+    /// Configuration file; its drop-ins are in conf.d beside it
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Use the built-in bridge network when there is no CNI configuration
+    #[arg(long)]
+    fallback_network: bool,
+}
+
+/// Runs until a signal.
+pub(crate) fn run(arguments: &Serve) -> anyhow::Result<ExitCode> {
+    let mut config = config::load_or_default(arguments.config.as_deref())?;
+    if arguments.fallback_network {
+        config.network_fallback = NetworkFallback::Bridge;
+    }
+    log::init(&config)?;
+    if !rustix::process::geteuid().is_root() {
+        bail!("kelson serve needs root: it makes namespaces, mounts and cgroups; run it with sudo");
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(workers())
+        .max_blocking_threads(64)
+        .thread_name("kelson")
+        .enable_all()
+        .build()
+        .context("cannot start the threads of the daemon")?;
+    runtime.block_on(serve(&config))?;
+    runtime.shutdown_timeout(Duration::from_secs(2));
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Threads for the daemon's own work: it mostly waits, so few are enough.
+fn workers() -> usize {
+    std::thread::available_parallelism().map_or(2, usize::from).clamp(2, 4)
+}
+
+async fn serve(config: &Config) -> anyhow::Result<()> {
+    // A daemon of the same state directory holds this lock until it is gone.
+    let _lock = lock(&config.state)?;
+    let pods_server = build(config).await?;
+    let listener = bind(&config.socket)?;
+    info!(socket = %config.socket.display(), version = env!("CARGO_PKG_VERSION"), "serving");
+    let mut terminate = signal(SignalKind::terminate()).context("cannot watch for signals")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("cannot watch for signals")?;
+    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+    let (pods, server) = pods_server;
+    let serving = tonic::transport::Server::builder()
+        .add_routes(server.routes())
+        .serve_with_incoming_shutdown(UnixListenerStream::new(listener), async {
+            // An error says that the sender is gone, which means the same.
+            let _ = stopped.await;
+        });
+    let mut serving = std::pin::pin!(serving);
+    tokio::select! {
+        ended = &mut serving => ended.context("the CRI server failed")?,
+        _ = terminate.recv() => info!("SIGTERM: ending, pods stay"),
+        _ = interrupt.recv() => info!("SIGINT: ending, pods stay"),
+    }
+    // No new clients; those that are connected get their answers.
+    let _ = stop.send(());
+    remove_socket(&config.socket);
+    pods.shutdown().await;
+    match tokio::time::timeout(DRAIN, serving).await {
+        Ok(ended) => ended.context("the CRI server failed")?,
+        Err(_) => info!("calls were still under way after {} s and are cut off", DRAIN.as_secs()),
+    }
+    Ok(())
+}
+
+/// Opens the stores and recovers the node.
+async fn build(config: &Config) -> anyhow::Result<(Pods, Server)> {
+    make_dir(&config.root)?;
+    let root = config.root.clone();
+    let sync = config.sync_layers;
+    let max_layer_bytes = config.max_layer_bytes;
+    let snapshotter = tokio::task::spawn_blocking(move || open_snapshotter(&root, sync, max_layer_bytes))
+        .await
+        .context("opening the layers was cut off")??;
+    let mut image_config = ImageConfig::new(&config.root, &config.certs_dir);
+    image_config.max_concurrent_downloads = config.max_concurrent_downloads;
+    image_config.pinned = config.pinned_images.clone();
+    let images = Images::open(image_config, Arc::clone(&snapshotter)).await?;
+    let network = Network::open(network_config(config))?;
+    let cgroups = Hierarchy::detect()?;
+    let pods_config = PodsConfig {
+        root: config.root.clone(),
+        state: config.state.clone(),
+        cgroup_prefix: config.cgroup_prefix.clone(),
+        ..PodsConfig::default()
+    };
+    let pods =
+        Pods::open(pods_config, images.clone(), snapshotter, network.clone(), cgroups).await?;
+    let server = Server::new(Services {
+        pods: pods.clone(),
+        images,
+        network,
+        about: About { config: config.to_json(), root: config.root.clone() },
+    });
+    Ok((pods, server))
+}
+
+fn open_snapshotter(root: &Path, sync: bool, max_layer_bytes: u64) -> anyhow::Result<Arc<Overlayfs>> {
+    let _ = (sync, max_layer_bytes);
+    Ok(Arc::new(Overlayfs::open(root)?))
+}
+
+fn network_config(config: &Config) -> NetworkConfig {
+    let fallback = match config.network_fallback {
+        NetworkFallback::None => None,
+        NetworkFallback::Bridge => Some(Fallback {
+            name: config.fallback_bridge.clone(),
+            bridge: config.fallback_bridge.clone(),
+            subnets: vec![config.fallback_subnet],
+            mtu: None,
+        }),
+    };
+    NetworkConfig {
+        conf_dir: config.cni_conf_dir.clone(),
+        bin_dirs: config.cni_bin_dirs.clone(),
+        cache_dir: config.root.join("cni"),
+        ipam_dir: config.ipam_dir.clone(),
+        native: config.cni_native,
+        fallback,
+        ..NetworkConfig::default()
+    }
+}
+
+fn make_dir(path: &Path) -> anyhow::Result<()> {
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(path)
+        .with_context(|| format!("cannot make directory {}", path.display()))
+}
+
+/// Takes the lock of the state directory, so that two daemons never share one.
+fn lock(state: &Path) -> anyhow::Result<File> {
+    make_dir(state)?;
+    let path = state.join("kelson.lock");
+    let file = OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .mode(0o600)
+        .open(&path)
+        .with_context(|| format!("cannot open {}", path.display()))?;
+    match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(file),
+        Err(rustix::io::Errno::WOULDBLOCK) => bail!(
+            "another kelson serves from {}; stop it, or set daemon.state, daemon.root and cri.socket to other paths",
+            state.display()
+        ),
+        Err(error) => Err(error).with_context(|| format!("cannot lock {}", path.display())),
+    }
+}
+
+/// Binds the socket with mode 0600; a socket that nobody answers is replaced.
+fn bind(socket: &Path) -> anyhow::Result<UnixListener> {
+    if let Some(parent) = socket.parent() {
+        make_dir(parent)?;
+    }
+    match StdUnixStream::connect(socket) {
+        Ok(_) => bail!("somebody already serves on {}; stop it or set cri.socket", socket.display()),
+        Err(error) if error.kind() == ErrorKind::NotFound => {}
+        Err(_) => remove_socket(socket),
+    }
+    // The mode must be right from the first moment: no other user may connect in between.
+    let before = rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o177));
+    let bound = UnixListener::bind(socket);
+    rustix::process::umask(before);
+    let listener = bound.with_context(|| format!("cannot listen on {}", socket.display()))?;
+    std::fs::set_permissions(socket, std::fs::Permissions::from_mode(0o600))
+        .with_context(|| format!("cannot set the mode of {}", socket.display()))?;
+    Ok(listener)
+}
+
+/// Removes the socket; that it is not there is fine.
+fn remove_socket(socket: &Path) {
+    // What is left is replaced by the next daemon.
+    let _ = std::fs::remove_file(socket);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_dead_socket_is_replaced_and_a_live_one_is_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("k.sock");
+        drop(bind(&path).unwrap());
+        let living = bind(&path).unwrap();
+        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        assert!(bind(&path).unwrap_err().to_string().contains("already serves"));
+        drop(living);
+    }
+
+    #[test]
+    fn a_state_directory_has_one_daemon() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = lock(dir.path()).unwrap();
+        assert!(lock(dir.path()).unwrap_err().to_string().contains("another kelson"));
+        drop(first);
+        lock(dir.path()).unwrap();
+    }
+}

@@ -1,0 +1,142 @@
+//! The demo's private node: its directories, its registry and its daemon.
+
+use std::fs::File;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use kelson_client::{Client, Endpoint};
+use tempfile::TempDir;
+use tokio::net::TcpListener;
+use tokio::process::{Child, Command};
+
+use super::steps;
+
+/// How long the daemon may take to come up, and to end.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A daemon with everything around it. Dropping it removes its directories.
+pub(super) struct Node {
+    dir: TempDir,
+    daemon: Child,
+    registry: SocketAddr,
+    /// The connection to the daemon.
+    pub(super) client: Client,
+    /// Cgroup below which all its pods are.
+    cgroup: String,
+    /// Its bridge.
+    bridge: String,
+}
+
+impl Node {
+    /// Makes the image, starts the registry and the daemon, and connects.
+    pub(super) async fn start() -> anyhow::Result<Self> {
+        let dir = tempfile::Builder::new()
+            .prefix("kelson-demo-")
+            .tempdir()
+            .context("cannot make a directory for the demo")?;
+        let pid = std::process::id();
+        let bridge = format!("kdemo{pid}");
+        let cgroup = format!("/kelson-demo-{pid}");
+
+        let listener =
+            TcpListener::bind("127.0.0.1:0").await.context("cannot listen on loopback")?;
+        let registry = listener.local_addr().context("cannot tell the registry's address")?;
+        steps::say("registry", &format!("an image of this program, served on http://{registry}"));
+        steps::serve_image(listener)?;
+
+        let config = dir.path().join("config.toml");
+        std::fs::write(&config, configuration(dir.path(), &cgroup, &bridge, pid))
+            .context("cannot write the demo's configuration")?;
+        let log = File::create(dir.path().join("daemon.log")).context("cannot make the log file")?;
+        let program = std::env::current_exe().context("cannot find this program")?;
+        let mut daemon = Command::new(&program)
+            .args(["serve", "--config"])
+            .arg(&config)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log)
+            .kill_on_drop(true)
+            .spawn()
+            .with_context(|| format!("cannot start {}", program.display()))?;
+        let begin = Instant::now();
+        let socket = dir.path().join("run/kelson.sock");
+        let endpoint: Endpoint = format!("unix://{}", socket.display()).parse()?;
+        let client = loop {
+            if let Some(status) = daemon.try_wait().context("cannot watch the daemon")? {
+                bail!("the daemon ended ({status}):\n{}", tail(dir.path()));
+            }
+            match Client::connect(&endpoint).await {
+                Ok(client) => break client,
+                Err(error) if begin.elapsed() > PATIENCE => return Err(error.into()),
+                Err(_) => tokio::time::sleep(Duration::from_millis(10)).await,
+            }
+        };
+        steps::took("daemon", &format!("serving CRI on {}", socket.display()), begin);
+        Ok(Self { dir, daemon, registry, client, cgroup, bridge })
+    }
+
+    /// Where the image is pulled from.
+    pub(super) fn registry(&self) -> SocketAddr {
+        self.registry
+    }
+
+    /// Where the pod's logs are.
+    pub(super) fn logs(&self) -> PathBuf {
+        self.dir.path().join("logs")
+    }
+
+    /// The last lines of the daemon's log.
+    pub(super) fn log(&self) -> String {
+        tail(self.dir.path())
+    }
+
+    /// Keeps the directories after the end.
+    pub(super) fn keep(&mut self) -> &Path {
+        self.dir.disable_cleanup(true);
+        self.dir.path()
+    }
+
+    /// Ends the daemon and removes its bridge and cgroup.
+    pub(super) async fn end(&mut self) -> anyhow::Result<()> {
+        let Some(pid) = self.daemon.id().and_then(|id| i32::try_from(id).ok()) else {
+            return Ok(());
+        };
+        if let Some(pid) = rustix::process::Pid::from_raw(pid) {
+            rustix::process::kill_process(pid, rustix::process::Signal::TERM)
+                .context("cannot signal the daemon")?;
+        }
+        let status = tokio::time::timeout(PATIENCE, self.daemon.wait())
+            .await
+            .context("the daemon does not end")?
+            .context("cannot wait for the daemon")?;
+        if !status.success() {
+            bail!("the daemon failed at its end ({status})");
+        }
+        Ok(())
+    }
+}
+
+fn tail(dir: &Path) -> String {
+    let text = std::fs::read_to_string(dir.join("daemon.log")).unwrap_or_default();
+    let lines: Vec<&str> = text.lines().collect();
+    lines[lines.len().saturating_sub(20)..].join("\n")
+}
+
+/// A configuration in which nothing is shared with another daemon on this machine.
+fn configuration(dir: &Path, cgroup: &str, bridge: &str, pid: u32) -> String {
+    let dir = dir.display();
+    // One of the 254 networks of a range that is meant for tests.
+    let third = pid % 254 + 1;
+    format!(
+        "[daemon]\nroot = \"{dir}/root\"\nstate = \"{dir}/run\"\n\
+         [cri]\nsocket = \"{dir}/run/kelson.sock\"\n\
+         [cgroup]\nprefix = \"{cgroup}\"\n\
+         [network]\nconf_dir = \"{dir}/net.d\"\nipam_dir = \"{dir}/ipam\"\nfallback = \"bridge\"\n\
+         fallback_bridge = \"{bridge}\"\nfallback_subnet = \"198.18.{third}.0/24\"\n\
+         nft_table = \"{bridge}\"\n\
+         [image]\ncerts_dir = \"{dir}/certs.d\"\n"
+    )
+}

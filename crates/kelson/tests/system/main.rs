@@ -1,0 +1,24 @@
+//! System tests: the built program over its socket, with real containers, networks and registries.
+//!
+//! Each case has a daemon of its own in directories, a cgroup and a bridge of its own, so that cases
+//! run side by side and two runs on one machine do not meet. Dropping a case's node removes all of
+//! it, also when the case failed, and fails the case if something is left. What a case needs and the
+//! machine lacks is told before it would run; it then counts as skipped.
+
+mod case;
+mod cases;
+mod image;
+mod node;
+mod pod;
+
+use std::process::ExitCode;
+
+use libtest_mimic::{Arguments, Trial};
+
+fn main() -> ExitCode {
+    let mut arguments = Arguments::from_args();
+    // Every case has a daemon and containers: more than this at once only measures the machine.
+    arguments.test_threads = arguments.test_threads.or(Some(2));
+    let trials: Vec<Trial> = cases::all().into_iter().map(case::Case::trial).collect();
+    libtest_mimic::run(&arguments, trials).exit_code()
+}

@@ -1,0 +1,404 @@
+//! A private node: directories, a registry with a busybox image, and a daemon.
+
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail, ensure};
+use kelson_client::{Client, Endpoint};
+use kelson_cri::v1;
+use tempfile::TempDir;
+use tokio::process::{Child, Command};
+
+use crate::image::Registry;
+
+/// How long the daemon may take to come up, to end, and containers to do something.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A daemon with everything around it.
+pub(crate) struct Node {
+    dir: TempDir,
+    daemon: Option<Child>,
+    /// The registry that has `busybox`.
+    pub(crate) registry: Registry,
+    /// The connection to the daemon; made anew by [`Node::restart`].
+    pub(crate) client: Client,
+    name: String,
+}
+
+/// The program under test: the optimised one when the test command built it.
+pub(crate) fn program() -> PathBuf {
+    std::env::var_os("KELSON_TEST_PROGRAM")
+        .map_or_else(|| PathBuf::from(env!("CARGO_BIN_EXE_kelson")), PathBuf::from)
+}
+
+impl Node {
+    /// Starts the registry and the daemon.
+    pub(crate) async fn start() -> anyhow::Result<Self> {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let pid = std::process::id();
+        let name = format!("kt{}-{number}", pid % 100_000);
+        let dir = tempfile::Builder::new().prefix(&format!("{name}-")).tempdir()?;
+        let third = (pid + number) % 254 + 1;
+        let second = 18 + (pid / 254) % 2;
+        std::fs::write(
+            dir.path().join("config.toml"),
+            configuration(dir.path(), &name, &format!("198.{second}.{third}.0/24")),
+        )?;
+        let registry = Registry::start().await?;
+        let daemon = spawn(dir.path())?;
+        let client = connect(dir.path()).await?;
+        Ok(Self { dir, daemon: Some(daemon), registry, client, name })
+    }
+
+    /// The node's directory.
+    pub(crate) fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// Where pods log.
+    pub(crate) fn logs(&self) -> PathBuf {
+        self.dir().join("logs")
+    }
+
+    /// The socket, as an endpoint.
+    pub(crate) fn endpoint(&self) -> String {
+        format!("unix://{}", socket(self.dir()).display())
+    }
+
+    /// A string that only this node's cgroup, bridge and directories have.
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The daemon's process.
+    pub(crate) fn daemon_pid(&self) -> anyhow::Result<u32> {
+        self.daemon.as_ref().and_then(Child::id).context("the daemon does not run")
+    }
+
+    /// Kills the daemon as a crash would.
+    pub(crate) async fn kill(&mut self) -> anyhow::Result<()> {
+        let mut daemon = self.daemon.take().context("the daemon does not run")?;
+        daemon.kill().await.context("cannot kill the daemon")
+    }
+
+    /// Starts the daemon again.
+    pub(crate) async fn restart(&mut self) -> anyhow::Result<()> {
+        self.daemon = Some(spawn(self.dir())?);
+        self.client = connect(self.dir()).await?;
+        Ok(())
+    }
+
+    /// The last lines of the daemon's log.
+    pub(crate) fn log(&self) -> String {
+        let text = std::fs::read_to_string(self.dir().join("daemon.log")).unwrap_or_default();
+        let lines: Vec<&str> = text.lines().collect();
+        lines[lines.len().saturating_sub(40)..].join("\n")
+    }
+
+    /// Pulls the busybox image; its reference.
+    pub(crate) async fn busybox(&self) -> anyhow::Result<String> {
+        let image = self.registry.reference("busybox:latest");
+        let spec = v1::ImageSpec { image: image.clone(), ..Default::default() };
+        let request = v1::PullImageRequest { image: Some(spec), ..Default::default() };
+        self.client.pull_image(request).await?;
+        Ok(image)
+    }
+
+    /// Makes a pod.
+    pub(crate) async fn run_pod(&self, config: &v1::PodSandboxConfig) -> anyhow::Result<String> {
+        let request = v1::RunPodSandboxRequest {
+            config: Some(config.clone()),
+            runtime_handler: String::new(),
+        };
+        Ok(self.client.run_pod_sandbox(request).await?.pod_sandbox_id)
+    }
+
+    /// Makes a container without starting it.
+    pub(crate) async fn create(
+        &self,
+        pod: &str,
+        pod_config: &v1::PodSandboxConfig,
+        config: v1::ContainerConfig,
+    ) -> anyhow::Result<String> {
+        let request = v1::CreateContainerRequest {
+            pod_sandbox_id: pod.to_owned(),
+            config: Some(config),
+            sandbox_config: Some(pod_config.clone()),
+        };
+        Ok(self.client.create_container(request).await?.container_id)
+    }
+
+    /// Starts a container.
+    pub(crate) async fn start_container(&self, id: &str) -> anyhow::Result<()> {
+        self.client
+            .start_container(v1::StartContainerRequest { container_id: id.to_owned() })
+            .await?;
+        Ok(())
+    }
+
+    /// Makes a pod with one started container; both ids.
+    pub(crate) async fn run(
+        &self,
+        pod_config: &v1::PodSandboxConfig,
+        config: v1::ContainerConfig,
+    ) -> anyhow::Result<(String, String)> {
+        let pod = self.run_pod(pod_config).await?;
+        let container = self.create(&pod, pod_config, config).await?;
+        self.start_container(&container).await?;
+        Ok((pod, container))
+    }
+
+    /// A container's status.
+    pub(crate) async fn status(&self, container: &str) -> anyhow::Result<v1::ContainerStatus> {
+        let request =
+            v1::ContainerStatusRequest { container_id: container.to_owned(), verbose: false };
+        self.client.container_status(request).await?.status.context("a status without a status")
+    }
+
+    /// A pod's status.
+    pub(crate) async fn pod_status(&self, pod: &str) -> anyhow::Result<v1::PodSandboxStatus> {
+        let request =
+            v1::PodSandboxStatusRequest { pod_sandbox_id: pod.to_owned(), verbose: false };
+        self.client.pod_sandbox_status(request).await?.status.context("a status without a status")
+    }
+
+    /// Waits until a container has exited; its status.
+    pub(crate) async fn exited(&self, container: &str) -> anyhow::Result<v1::ContainerStatus> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let status = self.status(container).await?;
+            if status.state() == v1::ContainerState::ContainerExited {
+                return Ok(status);
+            }
+            ensure!(Instant::now() < deadline, "container {container} does not exit: {status:?}");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    /// Runs a shell command in a container.
+    pub(crate) async fn exec(
+        &self,
+        container: &str,
+        script: &str,
+    ) -> anyhow::Result<v1::ExecSyncResponse> {
+        let request = v1::ExecSyncRequest {
+            container_id: container.to_owned(),
+            cmd: ["/bin/sh", "-c", script].map(str::to_owned).into(),
+            timeout: 20,
+        };
+        Ok(self.client.exec_sync(request).await?)
+    }
+
+    /// As `exec`; the trimmed output of a command that must succeed.
+    pub(crate) async fn output(&self, container: &str, script: &str) -> anyhow::Result<String> {
+        let answer = self.exec(container, script).await?;
+        let stdout = String::from_utf8_lossy(&answer.stdout).trim().to_owned();
+        if answer.exit_code != 0 {
+            let stderr = String::from_utf8_lossy(&answer.stderr);
+            bail!("{script:?} ended with {}: {stdout} {stderr}", answer.exit_code);
+        }
+        Ok(stdout)
+    }
+
+    /// Runs a container to its end and returns its log without prefixes, with its status.
+    pub(crate) async fn run_to_end(
+        &self,
+        config: v1::ContainerConfig,
+    ) -> anyhow::Result<(String, v1::ContainerStatus)> {
+        let (_, container) = self.run(&crate::pod::pod(&self.logs()), config).await?;
+        let status = self.exited(&container).await?;
+        let text = std::fs::read_to_string(&status.log_path)
+            .with_context(|| format!("cannot read the log {:?}", status.log_path))?;
+        let lines = text.lines().map(|line| line.splitn(4, ' ').nth(3).unwrap_or_default());
+        Ok((lines.collect::<Vec<_>>().join("\n"), status))
+    }
+
+    /// Removes a pod.
+    pub(crate) async fn remove_pod(&self, pod: &str) -> anyhow::Result<()> {
+        let request = v1::RemovePodSandboxRequest { pod_sandbox_id: pod.to_owned() };
+        self.client.remove_pod_sandbox(request).await?;
+        Ok(())
+    }
+
+    /// Removes every pod, ends the daemon and looks for what is left; an error if there is any.
+    pub(crate) async fn end(&mut self) -> anyhow::Result<()> {
+        if self.daemon.is_none() {
+            self.restart().await?;
+        }
+        let list = self.client.list_pod_sandbox(v1::ListPodSandboxRequest::default()).await?;
+        for pod in list.items {
+            self.remove_pod(&pod.id).await?;
+        }
+        let mut daemon = self.daemon.take().context("the daemon does not run")?;
+        let pid = daemon.id().and_then(|id| i32::try_from(id).ok());
+        let pid = pid.and_then(rustix::process::Pid::from_raw).context("the daemon has no pid")?;
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM)?;
+        let status = tokio::time::timeout(PATIENCE, daemon.wait())
+            .await
+            .context("the daemon does not end")??;
+        ensure!(status.success(), "the daemon failed at its end ({status})");
+        remove_bridge(&self.name).await;
+        let left = self.left();
+        ensure!(left.is_empty(), "left behind: {left:?}");
+        Ok(())
+    }
+
+    /// What is left of this node's pods: processes, mounts, cgroups, interfaces, addresses.
+    fn left(&self) -> BTreeSet<String> {
+        let deadline = Instant::now() + Duration::from_secs(3);
+        loop {
+            let left = self.leftovers();
+            if left.is_empty() || Instant::now() > deadline {
+                return left;
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    fn leftovers(&self) -> BTreeSet<String> {
+        let mut left = BTreeSet::new();
+        let dir = self.dir().display().to_string();
+        let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+        left.extend(mounts.lines().filter(|line| line.contains(&dir)).map(str::to_owned));
+        for entry in std::fs::read_dir("/proc").into_iter().flatten().flatten() {
+            let cgroup = std::fs::read_to_string(entry.path().join("cgroup")).unwrap_or_default();
+            let command = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
+            let command = String::from_utf8_lossy(&command).replace('\0', " ");
+            if cgroup.contains(&format!("/{}/", self.name)) || command.contains(&dir) {
+                left.insert(format!("process {} {command}", entry.path().display()));
+            }
+        }
+        cgroups(Path::new("/sys/fs/cgroup"), &self.name, 0, &mut left);
+        for entry in std::fs::read_dir("/run/netns").into_iter().flatten().flatten() {
+            left.insert(format!("namespace {}", entry.path().display()));
+        }
+        let ipam = self.dir().join("ipam");
+        for network in std::fs::read_dir(ipam).into_iter().flatten().flatten() {
+            for entry in std::fs::read_dir(network.path()).into_iter().flatten().flatten() {
+                let name = entry.file_name().display().to_string();
+                if name.parse::<std::net::IpAddr>().is_ok() {
+                    left.insert(format!("address {name}"));
+                }
+            }
+        }
+        for folder in ["run/pods", "root/containers", "root/cni", "root/staging"] {
+            for entry in std::fs::read_dir(self.dir().join(folder)).into_iter().flatten().flatten() {
+                left.insert(format!("{}", entry.path().display()));
+            }
+        }
+        left
+    }
+}
+
+impl Drop for Node {
+    /// A case that failed half-way still leaves nothing: everything of this node is killed by name.
+    fn drop(&mut self) {
+        if let Some(daemon) = self.daemon.as_mut() {
+            // It may be gone already.
+            let _ = daemon.start_kill();
+        }
+        let pods = self.dir().join("run/pods");
+        for entry in std::fs::read_dir("/proc").into_iter().flatten().flatten() {
+            let cgroup = std::fs::read_to_string(entry.path().join("cgroup")).unwrap_or_default();
+            let ours = cgroup.contains(&format!("/{}/", self.name))
+                || holds_socket_below(&entry.path(), &pods);
+            let pid = entry.file_name().to_str().and_then(|pid| pid.parse().ok());
+            if let (true, Some(pid)) = (ours, pid.and_then(rustix::process::Pid::from_raw)) {
+                let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+            }
+        }
+        let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+        for target in mounts.lines().filter_map(|line| line.split(' ').nth(4)) {
+            if Path::new(target).starts_with(self.dir()) {
+                let _ = rustix::mount::unmount(target, rustix::mount::UnmountFlags::DETACH);
+            }
+        }
+        let _ = std::process::Command::new("ip").args(["link", "del", &self.name]).output();
+    }
+}
+
+/// Whether a process works in this directory, as shims do in their pod's.
+fn holds_socket_below(process: &Path, folder: &Path) -> bool {
+    std::fs::read_link(process.join("cwd")).is_ok_and(|cwd| cwd.starts_with(folder))
+}
+
+fn cgroups(folder: &Path, name: &str, depth: usize, left: &mut BTreeSet<String>) {
+    if depth > 3 {
+        return;
+    }
+    for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+        if !entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            continue;
+        }
+        if entry.file_name().to_str() == Some(name) {
+            // The node's own prefix may stay while the daemon lives; its content may not.
+            for child in std::fs::read_dir(entry.path()).into_iter().flatten().flatten() {
+                if child.file_type().is_ok_and(|kind| kind.is_dir()) {
+                    left.insert(format!("cgroup {}", child.path().display()));
+                }
+            }
+            let _ = std::fs::remove_dir(entry.path());
+        } else {
+            cgroups(&entry.path(), name, depth + 1, left);
+        }
+    }
+}
+
+async fn remove_bridge(name: &str) {
+    for arguments in [["link", "del", name].as_slice()] {
+        let _ = Command::new("ip").args(arguments).output().await;
+    }
+    for family in ["inet", "ip", "ip6"] {
+        let _ = Command::new("nft").args(["delete", "table", family, name]).output().await;
+    }
+}
+
+fn socket(dir: &Path) -> PathBuf {
+    dir.join("run/kelson.sock")
+}
+
+fn spawn(dir: &Path) -> anyhow::Result<Child> {
+    let log = File::options().create(true).append(true).open(dir.join("daemon.log"))?;
+    Command::new(program())
+        .args(["serve", "--config"])
+        .arg(dir.join("config.toml"))
+        .env("KELSON_LOG", "debug,h2=info,hyper=info,tonic=info,tower=info")
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(log)
+        .kill_on_drop(true)
+        .spawn()
+        .with_context(|| format!("cannot start {}", program().display()))
+}
+
+async fn connect(dir: &Path) -> anyhow::Result<Client> {
+    let endpoint: Endpoint = format!("unix://{}", socket(dir).display()).parse()?;
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        match Client::connect(&endpoint).await {
+            Ok(client) => return Ok(client),
+            Err(error) if Instant::now() > deadline => {
+                let log = std::fs::read_to_string(dir.join("daemon.log")).unwrap_or_default();
+                return Err(anyhow::Error::from(error).context(log));
+            }
+            Err(_) => tokio::time::sleep(Duration::from_millis(10)).await,
+        }
+    }
+}
+
+fn configuration(dir: &Path, name: &str, subnet: &str) -> String {
+    let dir = dir.display();
+    format!(
+        "[daemon]\nroot = \"{dir}/root\"\nstate = \"{dir}/run\"\n\
+         [cri]\nsocket = \"{dir}/run/kelson.sock\"\n\
+         [cgroup]\nprefix = \"/{name}\"\n\
+         [network]\nconf_dir = \"{dir}/net.d\"\nipam_dir = \"{dir}/ipam\"\nfallback = \"bridge\"\n\
+         fallback_bridge = \"{name}\"\nfallback_subnet = \"{subnet}\"\nnft_table = \"{name}\"\n\
+         [image]\ncerts_dir = \"{dir}/certs.d\"\nsync = false\n"
+    )
+}
