@@ -299,6 +299,9 @@ fn limits_and_statistics() {
         cgroup.stats().unwrap().memory.page_faults > 0
     });
     assert_eq!(stats.pids.current, 2);
+    let usage = cgroup.usage().unwrap();
+    assert!(usage.cpu.usage_ns >= stats.cpu.usage_ns);
+    assert!(usage.memory.usage > 0 && usage.memory.page_faults >= stats.memory.page_faults);
     cgroup.kill(LONG).unwrap();
     child.wait().unwrap();
 

@@ -1,5 +1,6 @@
 //! `cpu` and `cpuacct`: shares, quota, time used.
 
+use super::Detail;
 use crate::dir::{Dir, pairs};
 use crate::{Cpu, Resources, Result};
 
@@ -97,24 +98,30 @@ fn weight(shares: u64) -> u64 {
     weight
 }
 
-pub(super) fn stats_v1(cpu: Option<Dir>, acct: Option<Dir>, buf: &mut Vec<u8>) -> Result<Cpu> {
-    let mut stats = Cpu::default();
-    if let Some(dir) = acct {
-        stats.usage_ns = dir.read_number("cpuacct.usage", buf)?.unwrap_or(0);
-        stats.user_ns = dir.read_number("cpuacct.usage_user", buf)?.unwrap_or(0);
-        stats.system_ns = stats.usage_ns.saturating_sub(stats.user_ns);
+pub(super) fn stats_cpuacct(
+    dir: &Dir,
+    detail: Detail,
+    to: &mut Cpu,
+    buf: &mut Vec<u8>,
+) -> Result<()> {
+    to.usage_ns = dir.read_number("cpuacct.usage", buf)?.unwrap_or(0);
+    if detail == Detail::All {
+        to.user_ns = dir.read_number("cpuacct.usage_user", buf)?.unwrap_or(0);
+        to.system_ns = to.usage_ns.saturating_sub(to.user_ns);
     }
-    if let Some(dir) = cpu {
-        for (key, value) in pairs(dir.read("cpu.stat", buf)?.unwrap_or_default()) {
-            match key {
-                "nr_periods" => stats.periods = value,
-                "nr_throttled" => stats.throttled_periods = value,
-                "throttled_time" => stats.throttled_ns = value,
-                _ => {}
-            }
+    Ok(())
+}
+
+pub(super) fn throttling_v1(dir: &Dir, to: &mut Cpu, buf: &mut Vec<u8>) -> Result<()> {
+    for (key, value) in pairs(dir.read("cpu.stat", buf)?.unwrap_or_default()) {
+        match key {
+            "nr_periods" => to.periods = value,
+            "nr_throttled" => to.throttled_periods = value,
+            "throttled_time" => to.throttled_ns = value,
+            _ => {}
         }
     }
-    Ok(stats)
+    Ok(())
 }
 
 pub(super) fn stats_v2(dir: &Dir, buf: &mut Vec<u8>) -> Result<Cpu> {
@@ -223,8 +230,9 @@ mod tests {
             "cpu.stat",
             "nr_periods 1\nnr_throttled 2\nthrottled_time 3\n",
         );
-        let dir = || Some(files.dir.clone());
-        let stats = stats_v1(dir(), dir(), &mut Vec::new()).unwrap();
+        let mut stats = Cpu::default();
+        stats_cpuacct(&files.dir, Detail::All, &mut stats, &mut Vec::new()).unwrap();
+        throttling_v1(&files.dir, &mut stats, &mut Vec::new()).unwrap();
         assert_eq!(
             (stats.system_ns, stats.throttled_periods, stats.throttled_ns),
             (40, 2, 3)

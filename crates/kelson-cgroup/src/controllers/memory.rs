@@ -1,5 +1,6 @@
 //! `memory`: limits of memory and swap, and what is used.
 
+use super::Detail;
 use crate::dir::{Dir, pairs};
 use crate::{Error, Memory, Resources, Result};
 
@@ -99,7 +100,7 @@ fn swap_alone(dir: &Dir, memory: Option<i64>, with_memory: i64) -> Result<i64> {
     }
 }
 
-pub(super) fn stats_v1(dir: &Dir, buf: &mut Vec<u8>) -> Result<Memory> {
+pub(super) fn stats_v1(dir: &Dir, detail: Detail, buf: &mut Vec<u8>) -> Result<Memory> {
     let mut stats = Memory::default();
     for (key, value) in pairs(dir.read("memory.stat", buf)?.unwrap_or_default()) {
         match key {
@@ -119,23 +120,26 @@ pub(super) fn stats_v1(dir: &Dir, buf: &mut Vec<u8>) -> Result<Memory> {
     let mut number = |file: &str| dir.read_number(file, buf);
     stats.usage = number("memory.usage_in_bytes")?.unwrap_or(0);
     stats.working_set = stats.usage.saturating_sub(stats.inactive_file);
-    stats.max_usage = number("memory.max_usage_in_bytes")?;
-    stats.failcnt = number("memory.failcnt")?.unwrap_or(0);
-    stats.kernel = number("memory.kmem.usage_in_bytes")?.unwrap_or(0);
     let limited = |value: Option<u64>| value.filter(|value| *value < V1_NO_LIMIT);
     stats.limit = limited(number("memory.limit_in_bytes")?);
-    let with_swap = limited(number("memory.memsw.limit_in_bytes")?);
-    if with_swap.is_some() {
-        // Where it is no larger than that of memory, this one is hit first.
-        stats.failcnt += number("memory.memsw.failcnt")?.unwrap_or(0);
+    // With swap there is no smaller limit than of memory.
+    if let Some(memory) = stats.limit {
+        let with_swap = limited(number("memory.memsw.limit_in_bytes")?);
+        stats.swap_limit = with_swap.map(|with_swap| with_swap.saturating_sub(memory));
     }
-    stats.swap_limit = with_swap
-        .zip(stats.limit)
-        .map(|(with_swap, memory)| with_swap.saturating_sub(memory));
+    if detail == Detail::All {
+        stats.max_usage = number("memory.max_usage_in_bytes")?;
+        stats.kernel = number("memory.kmem.usage_in_bytes")?.unwrap_or(0);
+        stats.failcnt = number("memory.failcnt")?.unwrap_or(0);
+        if stats.swap_limit.is_some() {
+            // Where it is no larger than that of memory, this one is hit first.
+            stats.failcnt += number("memory.memsw.failcnt")?.unwrap_or(0);
+        }
+    }
     Ok(stats)
 }
 
-pub(super) fn stats_v2(dir: &Dir, buf: &mut Vec<u8>) -> Result<Memory> {
+pub(super) fn stats_v2(dir: &Dir, detail: Detail, buf: &mut Vec<u8>) -> Result<Memory> {
     let mut stats = Memory::default();
     for (key, value) in pairs(dir.read("memory.stat", buf)?.unwrap_or_default()) {
         match key {
@@ -152,17 +156,19 @@ pub(super) fn stats_v2(dir: &Dir, buf: &mut Vec<u8>) -> Result<Memory> {
             _ => {}
         }
     }
-    let events = dir.read("memory.events", buf)?.unwrap_or_default();
-    stats.failcnt = pairs(events)
-        .find(|(key, _)| *key == "max")
-        .map_or(0, |(_, value)| value);
     let mut number = |file: &str| dir.read_number(file, buf);
     stats.usage = number("memory.current")?.unwrap_or(0);
     stats.working_set = stats.usage.saturating_sub(stats.inactive_file);
     stats.limit = number("memory.max")?;
-    stats.max_usage = number("memory.peak")?;
     stats.swap = number("memory.swap.current")?.unwrap_or(0);
     stats.swap_limit = number("memory.swap.max")?;
+    if detail == Detail::All {
+        stats.max_usage = number("memory.peak")?;
+        let events = dir.read("memory.events", buf)?.unwrap_or_default();
+        stats.failcnt = pairs(events)
+            .find(|(key, _)| *key == "max")
+            .map_or(0, |(_, n)| n);
+    }
     Ok(stats)
 }
 
@@ -220,7 +226,7 @@ mod tests {
         files.set("memory.current", "25\n");
         files.set("memory.max", "max\n");
         files.set("memory.events", "low 0\nmax 3\noom_kill 1\n");
-        let stats = stats_v2(&files.dir, &mut Vec::new()).unwrap();
+        let stats = stats_v2(&files.dir, Detail::All, &mut Vec::new()).unwrap();
         assert_eq!((stats.usage, stats.working_set, stats.limit), (25, 0, None));
         assert_eq!(
             (stats.rss, stats.cache, stats.page_faults, stats.failcnt),
@@ -236,13 +242,18 @@ mod tests {
         files.set("memory.memsw.limit_in_bytes", "130\n");
         files.set("memory.failcnt", "2\n");
         files.set("memory.memsw.failcnt", "3\n");
-        let stats = stats_v1(&files.dir, &mut Vec::new()).unwrap();
+        let stats = stats_v1(&files.dir, Detail::All, &mut Vec::new()).unwrap();
         assert_eq!((stats.rss, stats.working_set, stats.failcnt), (11, 20, 5));
         assert_eq!((stats.limit, stats.swap_limit), (Some(100), Some(30)));
         files.set("memory.limit_in_bytes", "9223372036854771712\n");
-        assert_eq!(stats_v1(&files.dir, &mut Vec::new()).unwrap().limit, None);
+        assert_eq!(
+            stats_v1(&files.dir, Detail::All, &mut Vec::new())
+                .unwrap()
+                .limit,
+            None
+        );
         files.set("memory.usage_in_bytes", "many\n");
-        let error = stats_v1(&files.dir, &mut Vec::new()).unwrap_err();
+        let error = stats_v1(&files.dir, Detail::All, &mut Vec::new()).unwrap_err();
         assert!(matches!(error, Error::Malformed { .. }));
     }
 
@@ -253,8 +264,8 @@ mod tests {
             for file in ["memory.stat", "memory.events", "memory.current"] {
                 files.set(file, &text);
             }
-            let _ = stats_v2(&files.dir, &mut Vec::new());
-            let _ = stats_v1(&files.dir, &mut Vec::new());
+            let _ = stats_v2(&files.dir, Detail::All, &mut Vec::new());
+            let _ = stats_v1(&files.dir, Detail::All, &mut Vec::new());
         }
     }
 }
