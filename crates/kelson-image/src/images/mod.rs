@@ -1,0 +1,419 @@
+//! The image store: what is on disk, under which names, and what may be freed.
+//!
+//! Readers see an immutable table and wait for nobody. Writers take turns; each makes its change
+//! durable in one commit and then replaces the table. An image is recorded after its layers are
+//! committed, and its record is deleted before they are removed, so a record promises that all of
+//! it is there. Layers that no record names are removed by [`Images::collect`].
+
+mod content;
+mod image;
+
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwap;
+use kelson_snapshot::{ChainId, Digest, Hold, SnapshotError, Snapshotter, Usage};
+use kelson_store::{Batch, Store};
+use oci_spec::image::ImageConfiguration;
+use tokio::sync::{Semaphore, watch};
+
+pub(crate) use content::Content;
+use image::{Found, ImageRecord, Index};
+pub use image::{Image, ImageId, ImageUser};
+
+use crate::config::ImageConfig;
+use crate::error::{ImageError, PullError};
+use crate::progress::Progress;
+use crate::pull::{self, ImageFlights, LayerFlights, PullRequest};
+use crate::reference::Reference;
+use crate::registry::Clients;
+
+/// Layers of a failed pull are kept this long, so that the next attempt need not fetch them again.
+const RETRY_GRACE: Duration = Duration::from_secs(15 * 60);
+
+/// The images of this node. Cheap to clone.
+#[derive(Clone)]
+pub struct Images {
+    pub(crate) inner: Arc<Inner>,
+}
+
+pub(crate) struct Inner {
+    pub(crate) config: ImageConfig,
+    pub(crate) snapshots: Arc<dyn Snapshotter>,
+    pub(crate) clients: Clients,
+    pub(crate) downloads: Arc<Semaphore>,
+    pub(crate) pulls: ImageFlights,
+    pub(crate) layers: LayerFlights,
+    content: Content,
+    store: Store,
+    index: ArcSwap<Index>,
+    blob_usage: ArcSwap<Usage>,
+    writer: Mutex<Writer>,
+}
+
+/// State of those who write, one at a time.
+struct Writer {
+    records: HashMap<ImageId, ImageRecord>,
+    /// There are records that this program cannot read. What they need is unknown, so no layer is
+    /// removed.
+    unreadable: bool,
+    /// Layers of pulls under way and of failed ones, and when they may go.
+    spared: HashMap<ChainId, Instant>,
+}
+
+/// What a finished pull hands over.
+pub(crate) struct Pulled {
+    pub(crate) reference: Reference,
+    /// What the reference points to: the index, or the manifest itself.
+    pub(crate) target: Digest,
+    pub(crate) manifest: Digest,
+    pub(crate) id: ImageId,
+    pub(crate) config: ImageConfiguration,
+    pub(crate) chain: Vec<ChainId>,
+    pub(crate) size: u64,
+    /// The target, the manifest and the configuration.
+    pub(crate) blobs: Vec<(Digest, bytes::Bytes)>,
+}
+
+/// An image that stays usable while this value lives, even if it is removed meanwhile.
+pub struct InUse {
+    /// The image.
+    pub image: Arc<Image>,
+    _hold: Option<Hold>,
+}
+
+impl Images {
+    /// Opens the store in `config.root`, whose layers `snapshots` keeps. Blocks. Images with missing
+    /// or damaged parts are dropped, so that they are pulled again.
+    ///
+    /// Removing what nobody needs is left to the first [`collect`](Self::collect).
+    ///
+    /// # Errors
+    /// The database or a directory cannot be opened.
+    pub fn open(config: ImageConfig, snapshots: Arc<dyn Snapshotter>) -> Result<Self, ImageError> {
+        let content = Content::open(&config.root)?;
+        let store = Store::open(&config.root.join("images.redb"))?;
+        let scan = store.scan::<ImageRecord>()?;
+        for unreadable in &scan.unreadable {
+            tracing::error!(%unreadable, "an image record is left alone, no layer will be removed");
+        }
+        let (mut records, mut images, mut broken) = (HashMap::new(), Vec::new(), Batch::new());
+        for (key, record) in scan.records {
+            let whole = key.parse::<ImageId>().ok().and_then(|id| {
+                let config = check(id, &record, &content, &*snapshots)?;
+                Some((id, config))
+            });
+            let Some((id, parsed)) = whole else {
+                tracing::warn!(image = key, names = ?record.tags, "image is damaged, dropping it");
+                broken.delete::<ImageRecord>(&key);
+                continue;
+            };
+            images.push(record.image(id, parsed, &config.pinned));
+            records.insert(id, record);
+        }
+        store.commit(broken)?;
+        let unreadable = !scan.unreadable.is_empty();
+        let usage = content.usage()?;
+        let inner = Inner {
+            downloads: Arc::new(Semaphore::new(config.max_downloads.max(1))),
+            index: ArcSwap::from_pointee(Index::new(images)),
+            blob_usage: ArcSwap::from_pointee(usage),
+            writer: Mutex::new(Writer {
+                records,
+                unreadable,
+                spared: HashMap::new(),
+            }),
+            clients: Clients::default(),
+            pulls: ImageFlights::default(),
+            layers: LayerFlights::default(),
+            config,
+            snapshots,
+            content,
+            store,
+        };
+        Ok(Self {
+            inner: Arc::new(inner),
+        })
+    }
+
+    /// Pulls an image, or makes sure that the one on disk is what its registry has. Callers with the
+    /// same reference and credentials share one pull; it goes on as long as one of them waits.
+    /// `progress` is kept up to date meanwhile.
+    ///
+    /// # Errors
+    /// See [`PullError`]. Nothing of the image is visible then.
+    pub async fn pull(
+        &self,
+        request: PullRequest,
+        progress: Option<watch::Sender<Progress>>,
+    ) -> Result<ImageId, PullError> {
+        pull::pull(&self.inner, request, progress).await
+    }
+
+    /// The image with this name: an id, with or without `sha256:`; the beginning of at least six
+    /// characters of one id; a reference with tag or digest.
+    pub fn resolve(&self, name: &str) -> Option<Arc<Image>> {
+        match self.inner.index.load().find(name) {
+            Found::Image(image) => Some(image),
+            Found::Nothing | Found::Several => None,
+        }
+    }
+
+    /// Like [`resolve`](Self::resolve), but the image's layers stay until the result is dropped,
+    /// for the time in which a container is made from it. An image whose layers are gone is
+    /// dropped and not found. Blocks for a commit in that case only.
+    pub fn hold(&self, name: &str) -> Option<InUse> {
+        let image = self.resolve(name)?;
+        let Some(top) = image.chain.last() else {
+            return Some(InUse { image, _hold: None });
+        };
+        match self.inner.snapshots.hold(top) {
+            Some(hold) => Some(InUse {
+                image,
+                _hold: Some(hold),
+            }),
+            None => {
+                tracing::warn!(image = %image.id, "a layer is gone, dropping the image");
+                if let Err(error) = self.inner.forget(image.id) {
+                    tracing::error!(%error, "cannot drop a damaged image");
+                }
+                None
+            }
+        }
+    }
+
+    /// All images, by id.
+    pub fn list(&self) -> Vec<Arc<Image>> {
+        self.inner.index.load().images.values().cloned().collect()
+    }
+
+    /// Removes the image that has this name, with all its other names, and frees what nobody else
+    /// needs. Containers made from it keep running. No such image is no error. Blocks.
+    ///
+    /// # Errors
+    /// The name is the beginning of several ids, or the store failed.
+    pub fn remove(&self, name: &str) -> Result<Option<ImageId>, ImageError> {
+        let image = match self.inner.index.load().find(name) {
+            Found::Image(image) => image,
+            Found::Nothing => return Ok(None),
+            Found::Several => return Err(ImageError::Ambiguous(name.to_owned())),
+        };
+        self.inner.forget(image.id)?;
+        self.collect()?;
+        Ok(Some(image.id))
+    }
+
+    /// Frees layers and blobs that no image needs, except layers in use by containers. Call it once
+    /// after start, and whenever a container was removed whose image may be gone. Blocks; cheap when
+    /// there is nothing to do. The space itself is given back by a thread of its own.
+    ///
+    /// # Errors
+    /// A layer or a blob could not be removed.
+    pub fn collect(&self) -> Result<(), ImageError> {
+        if self.inner.collect()? {
+            let snapshots = Arc::clone(&self.inner.snapshots);
+            std::thread::spawn(move || {
+                if let Err(error) = snapshots.empty_trash() {
+                    tracing::warn!(%error, "removed layers could not be deleted");
+                }
+            });
+        }
+        Ok(())
+    }
+
+    /// Space that images take: unpacked layers, manifests and configurations. Kept up to date, costs
+    /// nothing.
+    pub fn usage(&self) -> Usage {
+        let (layers, blobs) = (
+            self.inner.snapshots.disk_usage(),
+            self.inner.blob_usage.load(),
+        );
+        Usage {
+            bytes: layers.bytes + blobs.bytes,
+            inodes: layers.inodes + blobs.inodes,
+        }
+    }
+}
+
+/// The configuration of an image, if everything that its record promises is there.
+fn check(
+    id: ImageId,
+    record: &ImageRecord,
+    content: &Content,
+    snapshots: &dyn Snapshotter,
+) -> Option<ImageConfiguration> {
+    let whole = record.chain.iter().all(|chain| snapshots.has(chain))
+        && record
+            .documents()
+            .all(|digest| content.read(&digest).is_some());
+    let bytes = content.read(id.digest()).filter(|_| whole)?;
+    serde_json::from_slice(&bytes).ok()
+}
+
+impl Inner {
+    fn writer(&self) -> MutexGuard<'_, Writer> {
+        self.writer.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn index(&self) -> Arc<Index> {
+        self.index.load_full()
+    }
+
+    /// A document that some image keeps. Blocks.
+    pub(crate) fn document(&self, digest: &Digest) -> Option<Vec<u8>> {
+        self.content.read(digest)
+    }
+
+    /// Records a pulled image whose layers are committed and held by the caller. Blocks.
+    pub(crate) fn commit(&self, pulled: Pulled) -> Result<ImageId, ImageError> {
+        let mut writer = self.writer();
+        for (digest, bytes) in &pulled.blobs {
+            self.content.write(digest, bytes)?;
+        }
+        let Pulled {
+            reference,
+            target,
+            manifest,
+            id,
+            config,
+            chain,
+            size,
+            ..
+        } = pulled;
+        let tag = reference.digest().is_none().then(|| reference.name());
+        let mut batch = Batch::new();
+        let mut changed = Vec::new();
+        // A tag moves here from the image that had it; that one keeps its digests.
+        for (other, record) in &writer.records {
+            if *other != id && tag.as_ref().is_some_and(|tag| record.tags.contains(tag)) {
+                let mut record = record.clone();
+                record.tags.retain(|name| Some(name) != tag.as_ref());
+                batch.put(&other.to_string(), &record)?;
+                changed.push((*other, record));
+            }
+        }
+        let earlier = writer.records.get(&id);
+        let mut tags = earlier.map_or_else(Vec::new, |record| record.tags.clone());
+        let mut digests = earlier.map_or_else(Vec::new, |record| record.digests.clone());
+        tags.extend(tag);
+        digests.push(reference.at(&target));
+        for names in [&mut tags, &mut digests] {
+            names.sort();
+            names.dedup();
+        }
+        let record = ImageRecord {
+            manifest,
+            size,
+            chain,
+            tags,
+            digests,
+        };
+        batch.put(&id.to_string(), &record)?;
+        self.store.commit(batch)?;
+        let mut images = self.index.load().images.clone();
+        for (other, record) in changed {
+            if let Some(image) = images.get(&other) {
+                let config = image.config.clone();
+                images.insert(other, record.image(other, config, &self.config.pinned));
+            }
+            writer.records.insert(other, record);
+        }
+        images.insert(id, record.image(id, config, &self.config.pinned));
+        for chain in &record.chain {
+            writer.spared.remove(chain);
+        }
+        writer.records.insert(id, record);
+        self.index.store(Arc::new(Index::new(images.into_values())));
+        self.measure()?;
+        Ok(id)
+    }
+
+    /// Deletes the record of an image, and so all its names. Blocks.
+    fn forget(&self, id: ImageId) -> Result<(), ImageError> {
+        let mut writer = self.writer();
+        self.store.delete::<ImageRecord>(&id.to_string())?;
+        writer.records.remove(&id);
+        let mut images = self.index.load().images.clone();
+        images.remove(&id);
+        self.index.store(Arc::new(Index::new(images.into_values())));
+        Ok(())
+    }
+
+    /// Removes what no record needs. True if layers were removed. Blocks.
+    fn collect(&self) -> Result<bool, ImageError> {
+        let mut writer = self.writer();
+        if writer.unreadable {
+            return Ok(false);
+        }
+        let now = Instant::now();
+        writer.spared.retain(|_, until| *until > now);
+        let needed: HashSet<ChainId> = writer
+            .records
+            .values()
+            .flat_map(|record| record.chain.iter().copied())
+            .collect();
+        let mut unneeded: Vec<ChainId> = self.snapshots.layers();
+        unneeded.retain(|chain| !needed.contains(chain) && !writer.spared.contains_key(chain));
+        let mut removed = false;
+        // A layer can go when those above it are gone. Which lie above which only the snapshotter
+        // knows, so this goes on as long as it gets anywhere.
+        while !unneeded.is_empty() {
+            let before = unneeded.len();
+            let mut left = Vec::new();
+            for chain in unneeded {
+                match self.snapshots.remove_layer(&chain) {
+                    Ok(()) => removed = true,
+                    Err(SnapshotError::InUse { .. }) => left.push(chain),
+                    Err(error) => return Err(error.into()),
+                }
+            }
+            if left.len() == before {
+                break;
+            }
+            unneeded = left;
+        }
+        let mut documents: HashSet<Digest> = writer
+            .records
+            .values()
+            .flat_map(ImageRecord::documents)
+            .collect();
+        documents.extend(writer.records.keys().map(|id| *id.digest()));
+        self.content.retain(|digest| documents.contains(digest))?;
+        self.measure()?;
+        Ok(removed)
+    }
+
+    /// Keeps layers that no image needs yet from being collected, for a while. Blocks.
+    pub(crate) fn spare(&self, chains: &[ChainId]) {
+        let until = Instant::now() + RETRY_GRACE;
+        self.writer()
+            .spared
+            .extend(chains.iter().map(|chain| (*chain, until)));
+    }
+
+    /// The contrary of [`spare`](Self::spare). Blocks.
+    pub(crate) fn release(&self, chains: &[ChainId]) {
+        self.writer()
+            .spared
+            .retain(|chain, _| !chains.contains(chain));
+    }
+
+    /// Collects when spared layers may go. Must be called in a runtime.
+    pub(crate) fn collect_later(self: &Arc<Self>) {
+        let weak: Weak<Self> = Arc::downgrade(self);
+        tokio::spawn(async move {
+            tokio::time::sleep(RETRY_GRACE + Duration::from_secs(1)).await;
+            let Some(inner) = weak.upgrade() else { return };
+            let collected = tokio::task::spawn_blocking(move || Images { inner }.collect()).await;
+            if let Ok(Err(error)) = collected {
+                tracing::warn!(%error, "layers of a failed pull could not be removed");
+            }
+        });
+    }
+
+    fn measure(&self) -> Result<(), ImageError> {
+        self.blob_usage.store(Arc::new(self.content.usage()?));
+        Ok(())
+    }
+}
