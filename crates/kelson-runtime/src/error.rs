@@ -106,6 +106,18 @@ pub enum LaunchError {
     TimedOut,
 }
 
+/// An error and its causes in one line.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
+}
+
 impl LaunchError {
     /// An unusable specification.
     pub(crate) fn spec(field: impl Into<String>, reason: impl Into<String>) -> Self {

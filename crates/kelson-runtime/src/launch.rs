@@ -1,12 +1,20 @@
 //! Making a container.
 
-use std::os::fd::OwnedFd;
-use std::path::PathBuf;
+use std::collections::HashMap;
+use std::ffi::CString;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
 
-use kelson_cgroup::Cgroup;
-use oci_spec::runtime::Spec;
+use kelson_cgroup::{Cgroup, Entry};
+use kelson_sys::process::{self, Cloned, ns};
+use oci_spec::runtime::{Hook, LinuxIdMapping, Spec};
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+use rustix::process::{WaitId, WaitIdOptions};
 
-use crate::{LaunchError, Progress, seccomp};
+use crate::plan::{self, ContainerPlan};
+use crate::progress::Channel;
+use crate::{LaunchError, Progress, seccomp, steps};
 
 /// What becomes the root of a container.
 #[derive(Debug, Clone)]
@@ -67,6 +75,8 @@ pub struct HookContext {
     pub id: String,
     /// Its bundle directory.
     pub bundle: PathBuf,
+    /// Its annotations.
+    pub annotations: HashMap<String, String>,
 }
 
 /// A container to make.
@@ -101,6 +111,183 @@ pub struct Launched {
 
 /// Makes a container. Returns as soon as its process exists; [`Launched::progress`] tells the rest.
 /// On an error nothing is left: no process, and no cgroup that was not there before.
-pub fn launch(_launch: Launch<'_>) -> Result<Launched, LaunchError> {
-    unimplemented!()
+pub fn launch(launch: Launch<'_>) -> Result<Launched, LaunchError> {
+    let plan = ContainerPlan::new(launch.spec)?;
+    let cgroup = launch.cgroup;
+    let existed = cgroup.exists();
+    let launched = make(launch, &plan);
+    if launched.is_err() && !existed {
+        // The failure itself is what is reported; a cgroup that cannot be removed stays empty.
+        let _ = cgroup.remove();
+    }
+    launched
+}
+
+fn make(launch: Launch<'_>, plan: &ContainerPlan) -> Result<Launched, LaunchError> {
+    let Launch {
+        spec,
+        rootfs,
+        cgroup,
+        stdio,
+        seccomp,
+        options,
+    } = launch;
+    cgroup.create()?;
+    if let Some(resources) = spec
+        .linux()
+        .as_ref()
+        .and_then(|linux| linux.resources().as_ref())
+    {
+        cgroup.apply(&plan::resources::from_spec(resources, &plan.devices))?;
+    }
+    let entry = cgroup.entry()?;
+    let proc = host_proc()?;
+    let (progress, theirs) =
+        Progress::pair().map_err(|e| LaunchError::system("make a socket pair", e))?;
+    let new_user_namespace = plan.namespaces.create & ns::USER != 0;
+    let pid_namespace = plan
+        .namespaces
+        .path_of(ns::PID)
+        .map(|path| open_namespace(path));
+    let pid_namespace = pid_namespace.transpose()?;
+
+    let cloned = {
+        let _in_namespace = pid_namespace
+            .as_ref()
+            .map(InPidNamespace::enter)
+            .transpose()?;
+        // SAFETY: callers of this crate are single-threaded.
+        unsafe { process::clone3(clone_flags(plan, &entry), entry.clone_into()) }
+    };
+    match cloned.map_err(|e| LaunchError::system("clone a process", e))? {
+        Cloned::Child => steps::run_container(steps::Container {
+            process: steps::NewProcess {
+                plan: &plan.process,
+                stdio,
+                start_hooks: start_hooks(spec),
+                options,
+                seccomp,
+                entry: &entry,
+                proc,
+                channel: Channel::new(theirs),
+                waits_for_word: new_user_namespace,
+                program: CString::default(),
+                extra_env: Vec::new(),
+            },
+            spec,
+            plan,
+            rootfs,
+            cgroup,
+            sources: Vec::new(),
+            root: None,
+        }),
+        Cloned::Parent(child) => {
+            drop(theirs);
+            let mut launched = Launched {
+                pid: child.pid,
+                pidfd: child.pidfd,
+                progress,
+            };
+            if new_user_namespace && let Err(error) = open_user_namespace(&mut launched, plan) {
+                abandon(&launched);
+                return Err(error);
+            }
+            Ok(launched)
+        }
+    }
+}
+
+/// The namespaces that the clone makes: not those that have to be made later, from inside.
+fn clone_flags(plan: &ContainerPlan, entry: &Entry) -> u64 {
+    let late = if entry.clone_into().is_some() {
+        ns::TIME
+    } else {
+        ns::TIME | ns::CGROUP
+    };
+    plan.namespaces.create & !late
+}
+
+fn start_hooks(spec: &Spec) -> Vec<Hook> {
+    let hooks = spec
+        .hooks()
+        .as_ref()
+        .and_then(|hooks| hooks.start_container().clone());
+    hooks.unwrap_or_default()
+}
+
+/// Maps the ids of a new user namespace, which only its maker may, and lets the process go on.
+fn open_user_namespace(launched: &mut Launched, plan: &ContainerPlan) -> Result<(), LaunchError> {
+    let lines = |mappings: &[LinuxIdMapping]| {
+        let line =
+            |m: &LinuxIdMapping| format!("{} {} {}\n", m.container_id(), m.host_id(), m.size());
+        mappings.iter().map(line).collect::<String>()
+    };
+    for (name, mappings) in [
+        ("uid_map", &plan.uid_mappings),
+        ("gid_map", &plan.gid_mappings),
+    ] {
+        let path = format!("/proc/{}/{name}", launched.pid);
+        std::fs::write(&path, lines(mappings))
+            .map_err(|e| LaunchError::system(format!("write {path}"), e))?;
+    }
+    if let Some(adjustment) = plan.process.oom_score_adj {
+        // The process tells when this had no effect: it tries the same itself.
+        let path = format!("/proc/{}/oom_score_adj", launched.pid);
+        let _ = std::fs::write(path, adjustment.to_string());
+    }
+    launched.progress.resume()
+}
+
+/// Ends and reaps a process that never became a container.
+fn abandon(launched: &Launched) {
+    let _ = process::pidfd_send_signal(launched.pidfd.as_fd(), libc::SIGKILL);
+    let wait =
+        || rustix::process::waitid(WaitId::PidFd(launched.pidfd.as_fd()), WaitIdOptions::EXITED);
+    let _ = rustix::io::retry_on_intr(wait);
+}
+
+/// The host's procfs, verified to be one: what the steps read and write by it decides about
+/// security.
+pub(crate) fn host_proc() -> Result<OwnedFd, LaunchError> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let failed = |e| LaunchError::system("open /proc", e);
+    let proc = rustix::fs::open(c"/proc", flags, Mode::empty()).map_err(failed)?;
+    if rustix::fs::fstatfs(&proc).map_err(failed)?.f_type == rustix::fs::PROC_SUPER_MAGIC {
+        return Ok(proc);
+    }
+    Err(LaunchError::system(
+        "use /proc: it is no procfs",
+        Errno::INVAL,
+    ))
+}
+
+fn open_namespace(path: &Path) -> Result<OwnedFd, LaunchError> {
+    rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+        .map_err(|e| LaunchError::system(format!("open the namespace {}", path.display()), e))
+}
+
+/// While it lives, children of the caller are born in another PID namespace.
+pub(crate) struct InPidNamespace {
+    own: OwnedFd,
+}
+
+impl InPidNamespace {
+    /// `namespace` is a namespace file or a pidfd.
+    pub(crate) fn enter(namespace: &OwnedFd) -> Result<Self, LaunchError> {
+        let own = open_namespace(Path::new("/proc/self/ns/pid"))?;
+        process::setns(namespace.as_fd(), ns::PID)
+            .map_err(|e| LaunchError::system("join the PID namespace", e))?;
+        Ok(Self { own })
+    }
+}
+
+impl Drop for InPidNamespace {
+    fn drop(&mut self) {
+        // Going back to the own namespace needs no more rights than leaving it did.
+        let back = process::setns(self.own.as_fd(), ns::PID);
+        debug_assert!(
+            back.is_ok(),
+            "cannot return to the own PID namespace: {back:?}"
+        );
+    }
 }

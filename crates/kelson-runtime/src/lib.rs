@@ -8,16 +8,25 @@
 //! crate never waits for a process that it has handed out, and keeps no state of its own outside
 //! [`cli`].
 
-#![allow(unsafe_code, reason = "clone3 and what a process does to itself before it executes")]
+#![allow(
+    unsafe_code,
+    reason = "clone3 and what a process does to itself before it executes"
+)]
 
 pub mod seccomp;
 
 mod error;
 mod exec;
+mod hook;
 mod launch;
+mod plan;
 mod progress;
+mod steps;
 
 pub use error::{Kind, LaunchError, Step, StepError};
 pub use exec::{Exec, exec};
 pub use launch::{HookContext, Launch, Launched, Options, Rootfs, Stdio, launch};
 pub use progress::{Event, Progress};
+
+/// The version of the OCI runtime specification that this crate follows.
+pub const OCI_VERSION: &str = "1.2.1";

@@ -1,0 +1,293 @@
+//! Mounts of a specification: options taken apart.
+
+use std::ffi::{CStr, CString};
+use std::path::PathBuf;
+
+use kelson_sys::mount::Propagation;
+use oci_spec::runtime::Mount;
+
+use crate::LaunchError;
+
+/// A mount, checked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct MountPlan {
+    /// Where, inside the container.
+    pub(crate) target: PathBuf,
+    /// What.
+    pub(crate) kind: MountKind,
+    /// Attributes of the mount itself.
+    pub(crate) attributes: AttributeChange,
+    /// Attributes of it and all mounts beneath.
+    pub(crate) recursive: AttributeChange,
+    /// Propagation, and whether it is for all mounts beneath too.
+    pub(crate) propagation: Option<(Propagation, bool)>,
+}
+
+/// What is mounted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum MountKind {
+    /// A file or directory of the host.
+    Bind {
+        /// The path, as the caller gave it.
+        source: PathBuf,
+        /// With the mounts beneath it.
+        recursive: bool,
+    },
+    /// A new instance of a filesystem.
+    Filesystem {
+        /// Its type.
+        kind: CString,
+        /// Its source, as the kernel shows it.
+        source: CString,
+        /// Its own options.
+        options: Vec<String>,
+    },
+    /// The container's view of its cgroups.
+    Cgroup,
+}
+
+/// `MOUNT_ATTR_*` to set and to clear.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct AttributeChange {
+    pub(crate) set: u64,
+    pub(crate) clear: u64,
+}
+
+impl AttributeChange {
+    fn set(&mut self, bits: u64) {
+        self.set |= bits;
+        self.clear &= !bits;
+    }
+
+    fn clear(&mut self, bits: u64) {
+        self.clear |= bits;
+        self.set &= !bits;
+    }
+
+    fn access_time(&mut self, mode: u64) {
+        self.set = self.set & !libc::MOUNT_ATTR__ATIME | mode;
+        self.clear |= libc::MOUNT_ATTR__ATIME;
+    }
+}
+
+impl MountPlan {
+    /// Checks entry `index` of `mounts`; `label` is the SELinux label for new filesystems.
+    pub(crate) fn new(
+        index: usize,
+        mount: &Mount,
+        label: Option<&str>,
+    ) -> Result<Self, LaunchError> {
+        let spec_error = |field: &str, reason: &str| {
+            LaunchError::spec(format!("mounts[{index}].{field}"), reason)
+        };
+        let target = mount.destination().clone();
+        if !target.is_absolute() {
+            return Err(spec_error("destination", "it is not an absolute path"));
+        }
+        if mount.uid_mappings().is_some() || mount.gid_mappings().is_some() {
+            return Err(spec_error(
+                "uidMappings",
+                "id-mapped mounts are not supported",
+            ));
+        }
+        let mut options = Options::default();
+        for option in mount.options().iter().flatten() {
+            options
+                .read(option)
+                .map_err(|reason| spec_error("options", &format!("{option:?}: {reason}")))?;
+        }
+        let kind = mount.typ().as_deref().unwrap_or_default();
+        let kind = if options.bind || kind == "bind" {
+            let source = mount.source().clone().filter(|path| path.is_absolute());
+            let source = source.ok_or_else(|| {
+                spec_error("source", "a bind mount needs an absolute path of the host")
+            })?;
+            MountKind::Bind {
+                source,
+                recursive: options.recursive_bind,
+            }
+        } else if kind == "cgroup" || kind == "cgroup2" {
+            MountKind::Cgroup
+        } else if kind.is_empty() {
+            return Err(spec_error("type", "it is missing"));
+        } else {
+            let text = |field, text: &str| {
+                CString::new(text).map_err(|_| spec_error(field, "there is a NUL byte in it"))
+            };
+            let kind = text("type", kind)?;
+            let source = mount.source().as_ref().map(|path| path.to_string_lossy());
+            let source = match source.as_deref() {
+                Some("") | None => kind.clone(),
+                Some(source) => text("source", source)?,
+            };
+            if let Some(label) = label.filter(|_| takes_label(&kind)) {
+                options.data.push(format!("context={label}"));
+            }
+            MountKind::Filesystem {
+                kind,
+                source,
+                options: options.data,
+            }
+        };
+        Ok(Self {
+            target,
+            kind,
+            attributes: options.attributes,
+            recursive: options.recursive,
+            propagation: options.propagation,
+        })
+    }
+}
+
+/// Filesystems that are empty at first and take a label for all of their files.
+fn takes_label(kind: &CStr) -> bool {
+    kind == c"tmpfs" || kind == c"devpts" || kind == c"mqueue"
+}
+
+#[derive(Debug, Default)]
+struct Options {
+    bind: bool,
+    recursive_bind: bool,
+    attributes: AttributeChange,
+    recursive: AttributeChange,
+    propagation: Option<(Propagation, bool)>,
+    data: Vec<String>,
+}
+
+impl Options {
+    fn read(&mut self, option: &str) -> Result<(), &'static str> {
+        if option.contains('\0') {
+            return Err("there is a NUL byte in it");
+        }
+        match option {
+            "" | "defaults" | "auto" | "user" | "async" | "loud" | "nomand" | "copy-symlink" => {}
+            "bind" => self.bind = true,
+            "rbind" => (self.bind, self.recursive_bind) = (true, true),
+            "remount" => return Err("a container has nothing mounted yet"),
+            "tmpcopyup" => return Err("copying into a tmpfs is not supported"),
+            "idmap" | "ridmap" => return Err("id-mapped mounts are not supported"),
+            _ if self.read_propagation(option) => {}
+            _ if read_attribute(&mut self.attributes, option) => {}
+            _ if option.strip_prefix('r').is_some_and(|plain| {
+                !matches!(plain, "w") && read_attribute(&mut self.recursive, plain)
+            }) => {}
+            _ => self.data.push(option.to_owned()),
+        }
+        Ok(())
+    }
+
+    fn read_propagation(&mut self, option: &str) -> bool {
+        use Propagation::{Private, Shared, Slave, Unbindable};
+        self.propagation = Some(match option {
+            "private" => (Private, false),
+            "rprivate" => (Private, true),
+            "slave" => (Slave, false),
+            "rslave" => (Slave, true),
+            "shared" => (Shared, false),
+            "rshared" => (Shared, true),
+            "unbindable" => (Unbindable, false),
+            "runbindable" => (Unbindable, true),
+            _ => return false,
+        });
+        true
+    }
+}
+
+/// Takes `option` over if it is one about attributes.
+fn read_attribute(change: &mut AttributeChange, option: &str) -> bool {
+    match option {
+        "ro" => change.set(libc::MOUNT_ATTR_RDONLY),
+        "rw" => change.clear(libc::MOUNT_ATTR_RDONLY),
+        "nosuid" => change.set(libc::MOUNT_ATTR_NOSUID),
+        "suid" => change.clear(libc::MOUNT_ATTR_NOSUID),
+        "nodev" => change.set(libc::MOUNT_ATTR_NODEV),
+        "dev" => change.clear(libc::MOUNT_ATTR_NODEV),
+        "noexec" => change.set(libc::MOUNT_ATTR_NOEXEC),
+        "exec" => change.clear(libc::MOUNT_ATTR_NOEXEC),
+        "nodiratime" => change.set(libc::MOUNT_ATTR_NODIRATIME),
+        "diratime" => change.clear(libc::MOUNT_ATTR_NODIRATIME),
+        "nosymfollow" => change.set(libc::MOUNT_ATTR_NOSYMFOLLOW),
+        "symfollow" => change.clear(libc::MOUNT_ATTR_NOSYMFOLLOW),
+        "noatime" => change.access_time(libc::MOUNT_ATTR_NOATIME),
+        "strictatime" => change.access_time(libc::MOUNT_ATTR_STRICTATIME),
+        "relatime" | "atime" | "norelatime" | "nostrictatime" => {
+            change.access_time(libc::MOUNT_ATTR_RELATIME);
+        }
+        _ => return false,
+    }
+    true
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn parse(json: serde_json::Value) -> Result<MountPlan, LaunchError> {
+        MountPlan::new(0, &serde_json::from_value(json).unwrap(), None)
+    }
+
+    #[test]
+    fn options_are_sorted_by_what_they_are_for() {
+        let plan = parse(
+            json!({"destination": "/dev", "type": "tmpfs", "source": "tmpfs",
+            "options": ["nosuid", "strictatime", "mode=755", "size=65536k", "rprivate"]}),
+        )
+        .unwrap();
+        assert_eq!(
+            plan.attributes.set,
+            libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_STRICTATIME
+        );
+        assert_eq!(plan.propagation, Some((Propagation::Private, true)));
+        let MountKind::Filesystem { options, .. } = plan.kind else {
+            panic!()
+        };
+        assert_eq!(options, ["mode=755", "size=65536k"]);
+    }
+
+    #[test]
+    fn the_last_of_two_opposites_wins() {
+        let plan = parse(json!({"destination": "/a", "type": "bind", "source": "/b",
+            "options": ["ro", "rw", "rro", "rnoexec"]}))
+        .unwrap();
+        assert_eq!(plan.attributes.set, 0);
+        assert_eq!(plan.attributes.clear, libc::MOUNT_ATTR_RDONLY);
+        assert_eq!(
+            plan.recursive.set,
+            libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NOEXEC
+        );
+    }
+
+    #[test]
+    fn bind_is_known_by_option_and_by_type() {
+        for (kind, option, recursive) in [("none", "rbind", true), ("bind", "nosuid", false)] {
+            let plan = parse(json!({"destination": "/a", "type": kind, "source": "/b",
+                "options": [option]}))
+            .unwrap();
+            assert_eq!(
+                plan.kind,
+                MountKind::Bind {
+                    source: "/b".into(),
+                    recursive
+                }
+            );
+        }
+    }
+
+    #[test]
+    fn mistakes_are_refused() {
+        for json in [
+            json!({"destination": "a", "type": "tmpfs"}),
+            json!({"destination": "/a"}),
+            json!({"destination": "/a", "type": "bind"}),
+            json!({"destination": "/a", "type": "bind", "source": "b"}),
+            json!({"destination": "/a", "type": "tmpfs", "options": ["remount"]}),
+            json!({"destination": "/a", "type": "tmpfs", "options": ["size=\u{0}"]}),
+        ] {
+            assert!(
+                matches!(parse(json.clone()), Err(LaunchError::Spec { .. })),
+                "{json}"
+            );
+        }
+    }
+}

@@ -1,0 +1,98 @@
+//! Limits and priorities of a process. What only CAP_SYS_RESOURCE permits is reduced to what is
+//! permitted, and told.
+
+use kelson_sys::process;
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+use rustix::process::{Rlimit, getrlimit, setrlimit};
+
+use super::{Failure, NewProcess, OrFail};
+use crate::plan;
+
+/// Sets `oom_score_adj`, or the nearest permitted value.
+pub(super) fn oom_score_adj(process: &mut NewProcess<'_>) -> Result<(), Failure> {
+    let Some(wanted) = process.plan.oom_score_adj else {
+        return Ok(());
+    };
+    let wanted = wanted.clamp(-1000, 1000);
+    let what = || format!("cannot set oom_score_adj to {wanted}");
+    let flags = OFlags::WRONLY | OFlags::CLOEXEC;
+    let path = c"self/oom_score_adj";
+    let file = match rustix::fs::openat(&process.proc, path, flags, Mode::empty()) {
+        Ok(file) => file,
+        // In a user namespace the file is the host root's.
+        Err(Errno::ACCESS | Errno::PERM) => {
+            process.channel.note(format!(
+                "oom_score_adj stays as it is, {wanted} is not permitted"
+            ));
+            return Ok(());
+        }
+        Err(e) => return Err(Failure::errno(what(), e)),
+    };
+    // Lowering needs a capability; 0 is often permitted where less is not.
+    for value in [wanted, wanted.max(0)] {
+        match rustix::io::write(&file, value.to_string().as_bytes()) {
+            Ok(_) if value == wanted => return Ok(()),
+            Ok(_) => {
+                let text = format!("oom_score_adj is {value}, {wanted} needs CAP_SYS_RESOURCE");
+                process.channel.note(text);
+                return Ok(());
+            }
+            Err(Errno::ACCESS | Errno::PERM) => {}
+            Err(e) => return Err(Failure::errno(what(), e)),
+        }
+    }
+    let text = format!("oom_score_adj stays as it is, {wanted} needs CAP_SYS_RESOURCE");
+    process.channel.note(text);
+    Ok(())
+}
+
+/// Sets rlimits, scheduling, I/O priority, personality and umask.
+pub(super) fn apply(process: &mut NewProcess<'_>) -> Result<(), Failure> {
+    for limit in &process.plan.rlimits {
+        set_rlimit(process, limit)?;
+    }
+    if let Some(scheduling) = &process.plan.scheduling {
+        process::set_scheduling(scheduling)
+            .or_fail(|| "cannot set the scheduling policy".into())?;
+    }
+    if let Some((class, priority)) = process.plan.io_priority {
+        process::set_io_priority(class, priority)
+            .or_fail(|| "cannot set the I/O priority".into())?;
+    }
+    if let Some(personality) = process.plan.personality {
+        process::set_personality(personality).or_fail(|| "cannot set the personality".into())?;
+    }
+    rustix::process::umask(Mode::from_raw_mode(process.plan.umask));
+    Ok(())
+}
+
+fn set_rlimit(process: &NewProcess<'_>, limit: &plan::Rlimit) -> Result<(), Failure> {
+    let what = || format!("cannot set {}", limit.kind);
+    let wanted = Rlimit {
+        current: limit.soft,
+        maximum: limit.hard,
+    };
+    match setrlimit(limit.resource, wanted) {
+        Err(Errno::PERM) => {}
+        other => return other.or_fail(what),
+    }
+    let highest = getrlimit(limit.resource).maximum;
+    let least = |a: Option<u64>, b: Option<u64>| match (a, b) {
+        (Some(a), Some(b)) => Some(a.min(b)),
+        (a, b) => a.or(b),
+    };
+    let permitted = Rlimit {
+        current: least(limit.soft, highest),
+        maximum: least(limit.hard, highest),
+    };
+    setrlimit(limit.resource, permitted).or_fail(what)?;
+    let show = |n: Option<u64>| n.map_or_else(|| "unlimited".to_owned(), |n| n.to_string());
+    process.channel.note(format!(
+        "{} is {}:{}, more needs CAP_SYS_RESOURCE",
+        limit.kind,
+        show(permitted.current),
+        show(permitted.maximum)
+    ));
+    Ok(())
+}
