@@ -6,6 +6,7 @@
 
 #![expect(unsafe_code, reason = "system calls that rustix does not offer")]
 
+pub mod bpf;
 pub mod fdpass;
 pub mod memfd;
 pub mod mount;

@@ -1,0 +1,29 @@
+//! The cases, by what they are about.
+
+mod bad_input;
+mod containers;
+mod crash;
+mod logs;
+mod network;
+mod pods;
+mod security;
+mod stats;
+
+use crate::case::Case;
+
+/// All of them.
+pub(crate) fn all() -> Vec<Case> {
+    [
+        bad_input::cases(),
+        containers::cases(),
+        crash::cases(),
+        logs::cases(),
+        network::cases(),
+        pods::cases(),
+        security::cases(),
+        stats::cases(),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
+}
