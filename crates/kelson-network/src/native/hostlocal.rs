@@ -124,9 +124,9 @@ impl Locked {
         let last = fs::read_to_string(&last_path)
             .ok()
             .and_then(|text| text.trim().parse().ok());
-        let mut candidates = set.candidates(last);
+        let candidates = set.candidates(last);
         let mut in_use: Option<HashSet<IpAddr>> = None;
-        while let Some((ip, range)) = candidates.next() {
+        for (ip, range) in candidates {
             if in_use.as_ref().is_some_and(|in_use| in_use.contains(&ip)) {
                 continue;
             }

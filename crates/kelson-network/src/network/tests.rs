@@ -148,6 +148,14 @@ impl Machine {
     }
 }
 
+impl Drop for Machine {
+    fn drop(&mut self) {
+        for name in files(&self.path("netns"), |_| true) {
+            let _ = netns::unpin(&self.path("netns").join(name));
+        }
+    }
+}
+
 fn files(dir: &Path, wanted: impl Fn(&str) -> bool) -> Vec<String> {
     let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
     let names = entries.map(|entry| entry.file_name().into_string().unwrap());
@@ -213,7 +221,8 @@ fn nft(arguments: &[&str]) -> String {
 #[test]
 fn pods_reach_each_other_their_gateway_and_published_ports() {
     on_own_machine(|machine| async move {
-        machine.dual_stack(json!({}));
+        // A pod reaches itself by its host port through its own bridge port.
+        machine.dual_stack(json!({ "hairpinMode": true }));
         let network = machine.network();
         network.status().await.unwrap();
         let (one, two) = (PodNs::new(), PodNs::new());
@@ -293,6 +302,7 @@ fn what_leaves_the_subnet_is_masqueraded() {
         outside.inside(|| {
             let socket = Socket::route().unwrap();
             let index = route::link(&socket, "eth0").unwrap().unwrap().index;
+            route::set_up(&socket, index, false).unwrap();
             put(&socket, index, "192.0.2.7/24");
             put(&socket, index, "2001:db8::7/64");
         });
@@ -593,5 +603,190 @@ fn many_pods_at_once_and_fast() {
         removing.join_all().await;
         assert_eq!(links(), ["lo", "br0"]);
         assert!(nft_rules().is_empty() && machine.addresses_in_use().is_empty());
+    });
+}
+
+/// The standard plugins as programs, where they are installed.
+const STANDARD_PLUGINS: &str = "/usr/lib/cni";
+
+fn standard_plugins_missing() -> bool {
+    let names = ["bridge", "host-local", "loopback", "portmap"];
+    let missing = names
+        .iter()
+        .any(|name| !Path::new(STANDARD_PLUGINS).join(name).exists());
+    if missing {
+        eprintln!("skipped: needs containernetworking-plugins in {STANDARD_PLUGINS}");
+    }
+    missing
+}
+
+#[test]
+fn the_standard_programs_do_the_same() {
+    if standard_plugins_missing() {
+        return;
+    }
+    on_own_machine(|machine| async move {
+        let ipam = json!({
+            "type": "host-local", "subnet": "10.99.0.0/24", "dataDir": machine.path("ipam"),
+            "routes": [{ "dst": "0.0.0.0/0" }],
+        });
+        machine.conflist(
+            "10-net.conflist",
+            json!([{ "type": "loopback" }, bridge(&ipam, json!({ "hairpinMode": true })), portmap()]),
+        );
+        let programs = NetworkConfig {
+            native: false,
+            ..machine.config()
+        };
+        let programs = Network::open(programs).unwrap();
+        programs.status().await.unwrap();
+        let (one, two) = (PodNs::new(), PodNs::new());
+        let mut pod = Pod::new("aaaa", one.netns());
+        pod.ports = vec![tcp(8080, 80)];
+        let a = programs.add(pod).await.unwrap();
+        assert_eq!(a.ips, ["10.99.0.2".parse::<IpAddr>().unwrap()]);
+        assert_eq!(files(&machine.path("netns"), |_| true), ["kelson-aaaa"]);
+        assert!(
+            one.inside(|| std::fs::read_to_string("/proc/thread-self/net/dev"))
+                .is_ok()
+        );
+        one.serve(80);
+        assert!(ask((Ipv4Addr::LOCALHOST, 8080)).is_ok());
+        assert!(
+            one.inside(|| ask((Ipv4Addr::LOCALHOST, 80))).is_ok(),
+            "lo is up"
+        );
+
+        // A second daemon takes over, now native: it uses what the programs made.
+        let native = machine.network();
+        let b = native.add(Pod::new("bbbb", two.netns())).await.unwrap();
+        assert_eq!(b.ips, ["10.99.0.3".parse::<IpAddr>().unwrap()]);
+        assert_eq!(two.inside(|| ask((a.ips[0], 80))).unwrap(), "10.99.0.3");
+
+        // A program that fails is named, and everything is undone.
+        let three = PodNs::new();
+        machine.conflist(
+            "10-net.conflist",
+            json!([bridge(&ipam, json!({ "bridge": "lo" }))]),
+        );
+        let error = programs
+            .add(Pod::new("cccc", three.netns()))
+            .await
+            .unwrap_err();
+        assert!(
+            error.to_string().contains("plugin bridge failed ADD"),
+            "{error}"
+        );
+        assert_eq!(files(&machine.path("netns"), |_| true), ["kelson-aaaa"]);
+        assert_eq!(machine.addresses_in_use(), ["10.99.0.2", "10.99.0.3"]);
+
+        // The record knows that programs attached the pod, whoever detaches it.
+        drop(one);
+        native.del("bbbb", None).await.unwrap();
+        machine.network().del("aaaa", None).await.unwrap();
+        assert!(machine.addresses_in_use().is_empty());
+        assert!(files(&machine.path("netns"), |_| true).is_empty());
+        assert_eq!(links(), ["lo", "br0"]);
+    });
+}
+
+#[test]
+fn host_local_and_the_native_one_see_each_others_addresses() {
+    if standard_plugins_missing() {
+        return;
+    }
+    on_own_machine(|machine| async move {
+        let ipam = json!({
+            "type": "host-local", "dataDir": machine.path("ipam"),
+            "ranges": [[{ "subnet": "10.99.0.0/29" }], [{ "subnet": "fd99::/64" }]],
+        });
+        machine.conflist("10-net.conflist", json!([bridge(&ipam, json!({}))]));
+        let host_local = |verb: &str, id: &str| -> Result<Vec<String>, String> {
+            let conf = json!({ "cniVersion": "1.0.0", "name": "net", "ipam": ipam });
+            let mut child = Command::new(Path::new(STANDARD_PLUGINS).join("host-local"))
+                .env("CNI_COMMAND", verb)
+                .env("CNI_CONTAINERID", id)
+                .env("CNI_NETNS", "/x")
+                .env("CNI_IFNAME", "eth0")
+                .env("CNI_PATH", STANDARD_PLUGINS)
+                .stdin(Stdio::piped())
+                .stdout(Stdio::piped())
+                .spawn()
+                .unwrap();
+            child
+                .stdin
+                .take()
+                .unwrap()
+                .write_all(conf.to_string().as_bytes())
+                .unwrap();
+            let output = child.wait_with_output().unwrap();
+            let text = String::from_utf8(output.stdout).unwrap();
+            if !output.status.success() {
+                return Err(text);
+            }
+            let result: Value = serde_json::from_str(&text).unwrap_or_default();
+            let ips = result["ips"].as_array().cloned().unwrap_or_default();
+            Ok(ips
+                .iter()
+                .map(|ip| ip["address"].as_str().unwrap().to_owned())
+                .collect())
+        };
+        let network = machine.network();
+        let pods: Vec<PodNs> = (0..4).map(|_| PodNs::new()).collect();
+        let add = |id: &'static str, index: usize| {
+            let (network, netns) = (network.clone(), pods[index].netns());
+            async move {
+                network
+                    .add(Pod::new(id, netns))
+                    .await
+                    .map(|a| a.ips[0].to_string())
+            }
+        };
+        assert_eq!(
+            host_local("ADD", "x1").unwrap(),
+            ["10.99.0.2/29", "fd99::2/64"]
+        );
+        assert_eq!(add("n1", 0).await.unwrap(), "10.99.0.3");
+        assert_eq!(
+            host_local("ADD", "x2").unwrap(),
+            ["10.99.0.4/29", "fd99::4/64"]
+        );
+        assert_eq!(add("n2", 1).await.unwrap(), "10.99.0.5");
+        assert_eq!(add("n3", 2).await.unwrap(), "10.99.0.6");
+        assert!(matches!(add("n4", 3).await, Err(Error::Exhausted { .. })));
+        assert!(host_local("ADD", "x3").is_err());
+        // Each can free what the other gave out, and give it out again.
+        host_local("DEL", "n1").unwrap();
+        assert_eq!(add("n4", 3).await.unwrap(), "10.99.0.3");
+        network.del("n2", None).await.unwrap();
+        assert_eq!(host_local("ADD", "x3").unwrap()[0], "10.99.0.5/29");
+        for id in ["x1", "x2", "x3"] {
+            host_local("DEL", id).unwrap();
+        }
+        for id in ["n1", "n3", "n4"] {
+            network.del(id, None).await.unwrap();
+        }
+        assert!(machine.addresses_in_use().is_empty());
+    });
+}
+
+#[test]
+fn a_chain_with_a_program_that_is_missing_is_not_ready() {
+    on_own_machine(|machine| async move {
+        machine.dual_stack(json!({ "vlan": 7 }));
+        let config = NetworkConfig {
+            bin_dirs: vec![machine.path("bin")],
+            ..machine.config()
+        };
+        let network = Network::open(config).unwrap();
+        let not_ready = network.status().await.unwrap_err();
+        assert!(not_ready.message.contains("\"bridge\""), "{not_ready}");
+        assert!(not_ready.message.contains("`vlan`"), "{not_ready}");
+        let error = network
+            .add(Pod::new("aaaa", PodNs::new().netns()))
+            .await
+            .unwrap_err();
+        assert!(matches!(error, Error::PluginMissing { .. }), "{error}");
+        assert!(network.records().is_empty());
     });
 }
