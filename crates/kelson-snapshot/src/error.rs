@@ -126,7 +126,10 @@ pub enum SnapshotError {
     /// An entry of the layer needs something of its parents that is not there or not safe.
     #[error("layer does not fit on its parents")]
     Unfit(#[source] UnpackError),
-    /// A directory tree is too large to be measured or deleted.
+    /// Another process works in the same directories.
+    #[error("{0} is in use by another process; stop it, or use another root directory")]
+    Busy(PathBuf),
+    /// A stack of layers is too high, or a directory tree too large to be measured.
     #[error("{path} exceeds the limit of {limit} for {what}")]
     Limit {
         /// The tree.
@@ -156,4 +159,45 @@ pub enum SnapshotError {
         #[source]
         source: io::Error,
     },
+}
+
+/// A path inside a layer as an error shows it: readable, and of bounded length.
+pub(crate) fn shown(path: &[u8]) -> String {
+    const LONGEST: usize = 256;
+    if path.len() <= LONGEST {
+        return String::from_utf8_lossy(path).into_owned();
+    }
+    format!("{}…", String::from_utf8_lossy(&path[..LONGEST]))
+}
+
+/// Names the operation and the path inside a layer of a failed system call.
+pub(crate) fn at(op: &'static str, path: &[u8]) -> impl FnOnce(rustix::io::Errno) -> UnpackError {
+    let path = shown(path);
+    move |errno| {
+        if is_full(errno) {
+            UnpackError::DiskFull(errno.into())
+        } else {
+            UnpackError::Io { op, path, source: errno.into() }
+        }
+    }
+}
+
+/// Names the operation and the path of a failed file operation of the snapshotter's own.
+pub(crate) fn on<E: Into<io::Error>>(
+    op: &'static str,
+    path: impl Into<PathBuf>,
+) -> impl FnOnce(E) -> SnapshotError {
+    let path = path.into();
+    move |error| {
+        let source: io::Error = error.into();
+        if rustix::io::Errno::from_io_error(&source).is_some_and(is_full) {
+            SnapshotError::DiskFull { path, source }
+        } else {
+            SnapshotError::Io { op, path, source }
+        }
+    }
+}
+
+fn is_full(errno: rustix::io::Errno) -> bool {
+    matches!(errno, rustix::io::Errno::NOSPC | rustix::io::Errno::DQUOT)
 }

@@ -7,9 +7,11 @@
 
 mod digest;
 mod error;
+mod file;
 mod limits;
 mod overlay;
 mod staging;
+mod tree;
 mod unpack;
 
 use std::any::Any;

@@ -1,15 +1,50 @@
-//! The overlayfs snapshotter.
+//! The overlayfs snapshotter: one directory per layer, one pair of directories per container.
+//!
+//! ```text
+//! layers/<n>/{fs/, layer.json}            committed layers
+//! containers/<id>/{upper/, work/, chain.json}
+//! staging/<n>/                            unfinished layers and containers
+//! trash/<n>/                              removed, not yet deleted
+//! empty/                                  the lower directory of an image without layers
+//! ```
+//! Everything is finished in `staging/` and gets to its place by one rename, so a directory
+//! elsewhere is complete. Names are short numbers, because overlayfs takes paths as options of
+//! limited length. Memory knows all layers and containers; the lock around it is never held while
+//! the disk works.
 
-use std::path::Path;
-use std::sync::Arc;
+mod graft;
+mod records;
+mod state;
+#[cfg(test)]
+mod tests;
+mod usage;
+mod view;
 
-use crate::{Limits, SnapshotError, Snapshotter};
+use std::fs;
+use std::io::{self, Read};
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use rustix::fs::{FlockOperation, Mode};
+use rustix::io::Errno;
+
+use self::records::{ContainerRecord, Found, LayerRecord};
+use self::state::{Container, Layer, State};
+use crate::error::{at, on};
+use crate::limits::LAYERS;
+use crate::staging::Scratch;
+use crate::{
+    ChainId, Expected, Hold, Limits, Rootfs, SnapshotError, Snapshotter, Staging, UnpackError,
+    Usage, file, tree, unpack,
+};
 
 /// How an [`Overlayfs`] works.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Options {
-    /// Whether a layer is forced to disk (one `syncfs`) before it is recorded. Without it a power
-    /// loss can leave a layer whose files are empty. Default: true.
+    /// Whether a layer is forced to disk (one `syncfs`) before it gets to its place. Without it a
+    /// power loss can leave a layer whose files are empty. Default: true.
     pub sync: bool,
     /// Limits of one layer.
     pub limits: Limits,
@@ -23,35 +58,427 @@ impl Default for Options {
 
 /// Layers and containers as directories for overlayfs. Cheap to clone; all clones are one.
 #[derive(Debug, Clone)]
-pub struct Overlayfs(Arc<()>);
+pub struct Overlayfs(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    root: PathBuf,
+    /// The root directory; its lock keeps other processes out.
+    lock: OwnedFd,
+    options: Options,
+    next: AtomicU64,
+    state: Mutex<State>,
+}
+
+const LAYERS_DIR: &str = "layers";
+const CONTAINERS_DIR: &str = "containers";
+const STAGING_DIR: &str = "staging";
+const TRASH_DIR: &str = "trash";
+const EMPTY_DIR: &str = "empty";
 
 impl Overlayfs {
-    /// Opens or creates the directories below `root`: drops layers that were not finished, and all
-    /// staged ones.
+    /// Opens or creates the directories below `root`. What was not finished when the last process
+    /// ended is put into the trash; layers of a newer program are left alone and logged.
     ///
     /// # Errors
-    /// The directories cannot be made or read.
+    /// [`SnapshotError::Busy`] if another process has them, or they cannot be made or read.
     pub fn open(root: &Path, options: Options) -> Result<Self, SnapshotError> {
-        let _ = (root, options);
-        unimplemented!()
+        fs::create_dir_all(root).map_err(on("create", root))?;
+        let lock = tree::open_dir(root).map_err(on("open", root))?;
+        match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+            Err(Errno::WOULDBLOCK) => return Err(SnapshotError::Busy(root.into())),
+            result => result.map_err(on("lock", root))?,
+        }
+        for (name, mode) in [
+            (LAYERS_DIR, Mode::RWXU),
+            (CONTAINERS_DIR, Mode::RWXU),
+            (STAGING_DIR, Mode::RWXU),
+            (TRASH_DIR, Mode::RWXU),
+            (EMPTY_DIR, Mode::from_raw_mode(0o755)),
+        ] {
+            match rustix::fs::mkdirat(&lock, name, mode) {
+                Ok(()) | Err(Errno::EXIST) => {}
+                Err(errno) => return Err(on("create", root.join(name))(errno)),
+            }
+        }
+        let inner = Inner {
+            root: root.into(),
+            lock,
+            options,
+            next: AtomicU64::new(1),
+            state: Mutex::default(),
+        };
+        inner.recover()?;
+        Ok(Self(Arc::new(inner)))
     }
 }
 
-#[allow(clippy::unimplemented, unused_variables)]
+impl Inner {
+    fn state(&self) -> MutexGuard<'_, State> {
+        // No code panics while it has the lock; if it did, what it left is still consistent.
+        self.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    fn dir(&self, name: &str) -> PathBuf {
+        self.root.join(name)
+    }
+
+    /// A name that no directory has.
+    fn name(&self) -> String {
+        const DIGITS: &[u8; 36] = b"0123456789abcdefghijklmnopqrstuvwxyz";
+        let mut number = self.next.fetch_add(1, Ordering::Relaxed);
+        let mut name = Vec::new();
+        while number > 0 {
+            name.push(char::from(DIGITS[(number % 36) as usize]));
+            number /= 36;
+        }
+        name.iter().rev().collect()
+    }
+
+    fn scratch(&self) -> Result<Scratch, SnapshotError> {
+        let path = self.dir(STAGING_DIR).join(self.name());
+        Scratch::make(path.clone()).map_err(on("create", path))
+    }
+
+    fn discard(&self, path: &Path) -> Result<(), SnapshotError> {
+        let to = self.dir(TRASH_DIR).join(self.name());
+        match fs::rename(path, to) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            result => result.map_err(on("move to the trash", path)),
+        }
+    }
+
+    /// Reads what earlier processes left.
+    fn recover(&self) -> Result<(), SnapshotError> {
+        let mut names = Vec::new();
+        for dir in [LAYERS_DIR, STAGING_DIR, TRASH_DIR] {
+            names.push(list(&self.dir(dir))?);
+        }
+        let highest =
+            names.iter().flatten().filter_map(|name| u64::from_str_radix(name, 36).ok()).max();
+        self.next.store(highest.unwrap_or(0).saturating_add(1), Ordering::Relaxed);
+
+        for name in &names[1] {
+            self.discard(&self.dir(STAGING_DIR).join(name))?;
+        }
+        let mut state = State::default();
+        for name in names.swap_remove(0) {
+            self.recover_layer(name, &mut state)?;
+        }
+        self.drop_orphans(&mut state)?;
+        for id in list(&self.dir(CONTAINERS_DIR))? {
+            let dir = self.dir(CONTAINERS_DIR).join(&id);
+            match records::read::<ContainerRecord>(&dir.join("chain.json")) {
+                Found::Record(ContainerRecord { chain }) => {
+                    state.containers.insert(id, Container { chain });
+                }
+                Found::Unknown(version) => {
+                    tracing::warn!(container = id, version, "record of a newer version; left alone");
+                }
+                Found::Nothing => self.discard(&dir)?,
+            }
+        }
+        *self.state() = state;
+        Ok(())
+    }
+
+    fn recover_layer(&self, name: String, state: &mut State) -> Result<(), SnapshotError> {
+        let dir = self.dir(LAYERS_DIR).join(&name);
+        let record = match records::read::<LayerRecord>(&dir.join("layer.json")) {
+            Found::Record(record) if dir.join("fs").is_dir() => record,
+            Found::Unknown(version) => {
+                tracing::warn!(layer = name, version, "record of a newer version; left alone");
+                return Ok(());
+            }
+            Found::Record(_) | Found::Nothing => {
+                tracing::warn!(layer = name, "layer is damaged; it is dropped");
+                return self.discard(&dir);
+            }
+        };
+        let chain = record.chain;
+        let right = chain == ChainId::new(record.parent.as_ref(), &record.diff);
+        if !right || state.layers.contains_key(&chain) {
+            tracing::warn!(layer = name, "layer is there twice or misnamed; it is dropped");
+            return self.discard(&dir);
+        }
+        state.layers.insert(chain, Layer { name, record });
+        Ok(())
+    }
+
+    /// Drops layers whose parents are not there any more.
+    fn drop_orphans(&self, state: &mut State) -> Result<(), SnapshotError> {
+        loop {
+            let lost = |layer: &Layer| {
+                layer.record.parent.is_some_and(|parent| !state.layers.contains_key(&parent))
+            };
+            let orphans: Vec<_> =
+                state.layers.iter().filter(|(_, layer)| lost(layer)).map(|(id, _)| *id).collect();
+            if orphans.is_empty() {
+                return Ok(());
+            }
+            for layer in orphans.iter().filter_map(|chain| state.layers.remove(chain)) {
+                tracing::warn!(layer = layer.name, "layer has lost its parent; it is dropped");
+                self.discard(&self.dir(LAYERS_DIR).join(&layer.name))?;
+            }
+        }
+    }
+
+    fn lower(&self, top: Option<&ChainId>) -> Result<Vec<PathBuf>, SnapshotError> {
+        match top {
+            Some(top) => self.state().lower(&self.dir(LAYERS_DIR), top),
+            None => Ok(vec![self.dir(EMPTY_DIR)]),
+        }
+    }
+
+    fn view(&self, top: Option<&ChainId>) -> Result<OwnedFd, SnapshotError> {
+        view::merged(&self.lower(top)?).map_err(on("view the layers below", &self.root))
+    }
+
+    fn rootfs(&self, id: &str, chain: Option<&ChainId>) -> Result<Rootfs, SnapshotError> {
+        let lower = self.lower(chain)?;
+        let dir = self.dir(CONTAINERS_DIR).join(id);
+        Ok(Rootfs { lower, upper: dir.join("upper"), work: dir.join("work") })
+    }
+
+    /// Makes a container's directories and moves them to their place.
+    fn make_container(&self, id: &str, chain: Option<&ChainId>) -> Result<Rootfs, SnapshotError> {
+        let rootfs = self.rootfs(id, chain)?;
+        let scratch = self.scratch()?;
+        let dir = scratch.path();
+        let make = || -> io::Result<()> {
+            let like = rustix::fs::stat(&rootfs.lower[0])?;
+            rustix::fs::mkdir(dir.join("work"), Mode::RWXU)?;
+            rustix::fs::mkdir(dir.join("upper"), Mode::RWXU)?;
+            file::describe(tree::open_dir(&dir.join("upper"))?, &graft::meta(&like))?;
+            records::write(&dir.join("chain.json"), &ContainerRecord { chain: chain.copied() })
+        };
+        make().map_err(on("prepare", dir))?;
+        let to = self.dir(CONTAINERS_DIR).join(id);
+        scratch.keep(&to).map_err(on("move into place", to))?;
+        Ok(rootfs)
+    }
+}
+
+/// Protects a layer while an operation needs it.
+struct HoldGuard(Arc<Inner>, ChainId);
+
+impl Drop for HoldGuard {
+    fn drop(&mut self) {
+        self.0.state().release(&self.1);
+    }
+}
+
+impl Overlayfs {
+    fn guard(&self, chain: &ChainId) -> Option<HoldGuard> {
+        let mut state = self.0.state();
+        state.layers.get(chain)?;
+        *state.holds.entry(*chain).or_default() += 1;
+        Some(HoldGuard(self.0.clone(), *chain))
+    }
+
+    /// Writes the record and makes the layer durable.
+    fn seal(&self, scratch: &Path, record: &LayerRecord) -> io::Result<()> {
+        records::write(&scratch.join("layer.json"), record)?;
+        if self.0.options.sync {
+            rustix::fs::syncfs(&self.0.lock)?;
+        }
+        Ok(())
+    }
+}
+
 impl Snapshotter for Overlayfs {
-    fn stage(&self, blob: &mut (dyn std::io::Read + Send), expected: &crate::Expected) -> Result<crate::Staging, crate::UnpackError> { unimplemented!() }
-    fn commit(&self, staging: crate::Staging, parent: Option<&crate::ChainId>) -> Result<crate::ChainId, SnapshotError> { unimplemented!() }
-    fn has(&self, chain: &crate::ChainId) -> bool { unimplemented!() }
-    fn hold(&self, chain: &crate::ChainId) -> Option<crate::Hold> { unimplemented!() }
-    fn layers(&self) -> Vec<crate::ChainId> { unimplemented!() }
-    fn layer_usage(&self, chain: &crate::ChainId) -> Option<crate::Usage> { unimplemented!() }
-    fn prepare(&self, container: &str, chain: &[crate::ChainId]) -> Result<crate::Rootfs, SnapshotError> { unimplemented!() }
-    fn rootfs(&self, container: &str) -> Result<crate::Rootfs, SnapshotError> { unimplemented!() }
-    fn containers(&self) -> Vec<String> { unimplemented!() }
-    fn view(&self, chain: &[crate::ChainId]) -> Result<std::os::fd::OwnedFd, SnapshotError> { unimplemented!() }
-    fn usage(&self, container: &str) -> Result<crate::Usage, SnapshotError> { unimplemented!() }
-    fn disk_usage(&self) -> crate::Usage { unimplemented!() }
-    fn remove(&self, container: &str) -> Result<(), SnapshotError> { unimplemented!() }
-    fn remove_layer(&self, chain: &crate::ChainId) -> Result<(), SnapshotError> { unimplemented!() }
-    fn empty_trash(&self) -> Result<(), SnapshotError> { unimplemented!() }
+    fn stage(
+        &self,
+        blob: &mut (dyn Read + Send),
+        expected: &Expected,
+    ) -> Result<Staging, UnpackError> {
+        let path = self.0.dir(STAGING_DIR).join(self.0.name());
+        let make = |path: &Path| -> rustix::io::Result<(Scratch, OwnedFd)> {
+            let scratch = Scratch::make(path.into())
+                .map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
+            let root = path.join("fs");
+            rustix::fs::mkdir(&root, Mode::RWXU)?;
+            Ok((scratch, tree::open_dir(&root)?))
+        };
+        use std::os::unix::ffi::OsStrExt as _;
+        let (scratch, root) =
+            make(&path).map_err(at("make directory", path.as_os_str().as_bytes()))?;
+        let extracted = unpack::unpack(blob, expected, &self.0.options.limits, root)?;
+        Ok(Staging::new(expected.diff_id, extracted, scratch))
+    }
+
+    fn commit(&self, staging: Staging, parent: Option<&ChainId>) -> Result<ChainId, SnapshotError> {
+        let diff = *staging.diff_id();
+        let chain = ChainId::new(parent, &diff);
+        if self.has(&chain) {
+            return Ok(chain);
+        }
+        let _held = match parent {
+            Some(parent) => {
+                Some(self.guard(parent).ok_or(SnapshotError::UnknownLayer(*parent))?)
+            }
+            None => None,
+        };
+        let (extracted, scratch) = staging.into_parts();
+        let opaque_root = extracted.opaque_root;
+        let parents = match parent.filter(|_| !opaque_root) {
+            Some(parent) => {
+                let height = self.0.lower(Some(parent))?.len() as u64;
+                if height >= LAYERS {
+                    let (path, what) = (scratch.path().into(), "layers of an image");
+                    return Err(SnapshotError::Limit { path, what, limit: LAYERS });
+                }
+                Some(self.0.view(Some(parent))?)
+            }
+            None => None,
+        };
+        let root = scratch.path().join("fs");
+        let layer = tree::open_dir(&root).map_err(on("open", &root))?;
+        let copied =
+            graft::graft(&layer, parents.as_ref(), &extracted).map_err(SnapshotError::Unfit)?;
+        let usage = Usage {
+            bytes: extracted.usage.bytes + copied.bytes,
+            inodes: extracted.usage.inodes + copied.inodes,
+        };
+        let parent = parent.copied();
+        let record = LayerRecord { chain, diff, parent, usage, opaque_root };
+        self.seal(scratch.path(), &record).map_err(on("make durable", scratch.path()))?;
+
+        let name = self.0.name();
+        let place = self.0.dir(LAYERS_DIR).join(&name);
+        scratch.keep(&place).map_err(on("move into place", &place))?;
+        if self.0.options.sync {
+            let layers = self.0.dir(LAYERS_DIR);
+            let sync = || rustix::fs::fsync(tree::open_dir(&layers)?);
+            sync().map_err(on("make durable", &layers))?;
+        }
+        let first = {
+            let mut state = self.0.state();
+            let first = !state.layers.contains_key(&chain);
+            if first {
+                state.layers.insert(chain, Layer { name, record });
+            }
+            first
+        };
+        if !first {
+            self.0.discard(&place)?;
+        }
+        Ok(chain)
+    }
+
+    fn has(&self, chain: &ChainId) -> bool {
+        self.0.state().layers.contains_key(chain)
+    }
+
+    fn hold(&self, chain: &ChainId) -> Option<Hold> {
+        self.guard(chain).map(|guard| Hold(Box::new(guard)))
+    }
+
+    fn layers(&self) -> Vec<ChainId> {
+        self.0.state().layers.keys().copied().collect()
+    }
+
+    fn layer_usage(&self, chain: &ChainId) -> Option<Usage> {
+        self.0.state().layers.get(chain).map(|layer| layer.record.usage)
+    }
+
+    fn prepare(&self, container: &str, chain: &[ChainId]) -> Result<Rootfs, SnapshotError> {
+        check_name(container)?;
+        let chain = chain.last().copied();
+        {
+            let mut state = self.0.state();
+            if let Some(chain) = chain.filter(|chain| !state.layers.contains_key(chain)) {
+                return Err(SnapshotError::UnknownLayer(chain));
+            }
+            if state.containers.contains_key(container) {
+                return Err(SnapshotError::ContainerExists(container.into()));
+            }
+            // From here on the chain is in use.
+            state.containers.insert(container.into(), Container { chain });
+        }
+        let made = self.0.make_container(container, chain.as_ref());
+        if made.is_err() {
+            self.0.state().containers.remove(container);
+        }
+        made
+    }
+
+    fn rootfs(&self, container: &str) -> Result<Rootfs, SnapshotError> {
+        let known = self.0.state().containers.get(container).copied();
+        let known = known.ok_or_else(|| SnapshotError::UnknownContainer(container.into()))?;
+        self.0.rootfs(container, known.chain.as_ref())
+    }
+
+    fn containers(&self) -> Vec<String> {
+        self.0.state().containers.keys().cloned().collect()
+    }
+
+    fn view(&self, chain: &[ChainId]) -> Result<OwnedFd, SnapshotError> {
+        self.0.view(chain.last())
+    }
+
+    fn usage(&self, container: &str) -> Result<Usage, SnapshotError> {
+        if !self.0.state().containers.contains_key(container) {
+            return Err(SnapshotError::UnknownContainer(container.into()));
+        }
+        usage::measure(&self.0.dir(CONTAINERS_DIR).join(container).join("upper"))
+    }
+
+    fn disk_usage(&self) -> Usage {
+        let state = self.0.state();
+        state.layers.values().fold(Usage::default(), |sum, layer| Usage {
+            bytes: sum.bytes + layer.record.usage.bytes,
+            inodes: sum.inodes + layer.record.usage.inodes,
+        })
+    }
+
+    fn remove(&self, container: &str) -> Result<(), SnapshotError> {
+        if !self.0.state().containers.contains_key(container) {
+            return Ok(());
+        }
+        self.0.discard(&self.0.dir(CONTAINERS_DIR).join(container))?;
+        self.0.state().containers.remove(container);
+        Ok(())
+    }
+
+    fn remove_layer(&self, chain: &ChainId) -> Result<(), SnapshotError> {
+        let layer = {
+            let mut state = self.0.state();
+            if let Some(by) = state.user(chain) {
+                return Err(SnapshotError::InUse { layer: *chain, by });
+            }
+            state.layers.remove(chain)
+        };
+        let Some(layer) = layer else { return Ok(()) };
+        let removed = self.0.discard(&self.0.dir(LAYERS_DIR).join(&layer.name));
+        if removed.is_err() {
+            self.0.state().layers.insert(*chain, layer);
+        }
+        removed
+    }
+
+    fn empty_trash(&self) -> Result<(), SnapshotError> {
+        let trash = self.0.dir(TRASH_DIR);
+        let mut first = Ok(());
+        for name in list(&trash)? {
+            let path = trash.join(name);
+            first = first.and(tree::remove_path(&path).map_err(on("delete", path)));
+        }
+        first
+    }
+}
+
+/// Names in one of the snapshotter's own directories; others than its own are no concern.
+fn list(dir: &Path) -> Result<Vec<String>, SnapshotError> {
+    let read = || fs::read_dir(dir)?.collect::<io::Result<Vec<_>>>();
+    let entries = read().map_err(on("list", dir))?;
+    Ok(entries.into_iter().filter_map(|entry| entry.file_name().into_string().ok()).collect())
+}
+
+fn check_name(container: &str) -> Result<(), SnapshotError> {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
+    let right = (1..=128).contains(&container.len())
+        && !container.starts_with('.')
+        && container.bytes().all(plain);
+    if right { Ok(()) } else { Err(SnapshotError::ContainerName(container.chars().take(64).collect())) }
 }
