@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use tonic::{Code, Response, Status};
-use tracing::{Instrument, debug, info_span, warn};
+use tracing::{Instrument as _, debug, info_span, warn};
 
 use crate::error::VerbError;
 

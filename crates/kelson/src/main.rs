@@ -1,2 +1,78 @@
-//! A container runtime for Kubernetes nodes
-fn main() {}
+//! The program `kelson`: reads the command line and hands over to one subcommand.
+
+mod bench;
+mod cmd;
+mod config;
+mod demo;
+mod log;
+mod ui;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+/// A container runtime for Kubernetes nodes.
+#[derive(Debug, Parser)]
+#[command(name = "kelson", version, about, after_help = cmd::client::EXIT_CODES)]
+struct Cli {
+    #[command(flatten)]
+    connection: cmd::client::Connection,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Command {
+    /// Serve the CRI: the daemon
+    Serve(cmd::serve::Serve),
+    /// Show what Kelson does: a pod from image to nothing left
+    Demo(demo::Demo),
+    /// Show or check the daemon's configuration
+    Config(cmd::config::ConfigArgs),
+    #[command(flatten)]
+    Client(cmd::client::Command),
+    /// Measure runtimes over their CRI sockets, side by side
+    Bench(bench::Args),
+    /// The OCI runtime alone, with runc's command line: kelson oci --help
+    #[command(disable_help_flag = true)]
+    Oci {
+        /// Arguments of the OCI runtime
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<std::ffi::OsString>,
+    },
+}
+
+fn main() -> ExitCode {
+    // These three come before anything else is set up: the zygote must stay as small as it can, the
+    // OCI runtime must not have threads, and the demo's guest lives in a container.
+    let mut arguments = std::env::args_os().skip(1);
+    match arguments.next().as_deref().and_then(std::ffi::OsStr::to_str) {
+        Some("zygote") => return kelson_shim::zygote::main(),
+        Some("oci") => return kelson_runtime::cli::main(arguments),
+        Some("demo-guest") => {
+            let arguments: Vec<String> =
+                arguments.map(|word| word.to_string_lossy().into_owned()).collect();
+            return demo::guest::main(&arguments);
+        }
+        _ => {}
+    }
+    let cli = Cli::parse();
+    let outcome = match cli.command {
+        Command::Client(command) => return cmd::client::main(&cli.connection, command),
+        Command::Bench(arguments) => return bench::main(arguments),
+        Command::Oci { arguments } => return kelson_runtime::cli::main(arguments.into_iter()),
+        Command::Serve(arguments) => cmd::serve::run(&arguments),
+        Command::Demo(arguments) => demo::run(&arguments),
+        Command::Config(arguments) => cmd::config::run(&arguments),
+    };
+    outcome.unwrap_or_else(|error| {
+        complain(&error);
+        ExitCode::FAILURE
+    })
+}
+
+/// Tells an error with its causes, once.
+#[expect(clippy::print_stderr, reason = "the edge where an error becomes text")]
+fn complain(error: &anyhow::Error) {
+    eprintln!("kelson: {error:#}");
+}

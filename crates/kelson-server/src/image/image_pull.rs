@@ -1,7 +1,7 @@
 //! `PullImage`: answers with the image's id, which is what containers are made from.
 
 use kelson_cri::v1;
-use kelson_image::{AuthConfig, PullError, PullRequest};
+use kelson_image::{AuthConfig, Credentials, PullError, PullRequest, Reference};
 use tonic::Code;
 
 use super::name;
@@ -14,7 +14,7 @@ impl Server {
         &self,
         request: v1::PullImageRequest,
     ) -> Result<v1::PullImageResponse, VerbError> {
-        let reference = name(request.image)?;
+        let reference: Reference = name(request.image)?.parse().map_err(PullError::from)?;
         let auth = request.auth.map(|auth| AuthConfig {
             username: auth.username,
             password: auth.password,
@@ -23,7 +23,11 @@ impl Server {
             identity_token: auth.identity_token,
             registry_token: auth.registry_token,
         });
-        let request = PullRequest { reference, auth: auth.unwrap_or_default() };
+        let credentials = match auth {
+            Some(auth) => Credentials::from_auth_config(&auth).map_err(PullError::from)?,
+            None => Credentials::anonymous(),
+        };
+        let request = PullRequest { reference, credentials };
         let id = self.services.images.pull(request, None).await?;
         Ok(v1::PullImageResponse { image_ref: id.to_string() })
     }

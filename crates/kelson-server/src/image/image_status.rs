@@ -1,6 +1,6 @@
 //! `ImageStatus`: an image that is not there is an answer without an image, not an error.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 
 use kelson_cri::v1;
 use kelson_image::Image;
@@ -18,18 +18,18 @@ impl Server {
             return Ok(v1::ImageStatusResponse::default());
         };
         Ok(v1::ImageStatusResponse {
-            info: if request.verbose { details(&image) } else { HashMap::new() },
+            info: if request.verbose { details(&image) } else { BTreeMap::new() },
             image: Some(to_cri(&image)),
         })
     }
 }
 
-fn details(image: &Image) -> HashMap<String, String> {
+fn details(image: &Image) -> BTreeMap<String, String> {
     let chain: Vec<String> = image.chain.iter().map(ToString::to_string).collect();
     let document = serde_json::json!({
         "manifest": image.manifest.to_string(),
         "chainIDs": chain,
         "imageSpec": image.config,
     });
-    HashMap::from([("info".to_owned(), document.to_string())])
+    BTreeMap::from([("info".to_owned(), document.to_string())])
 }

@@ -22,7 +22,7 @@ mod usage;
 
 pub(crate) use usage::now;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 
 use kelson_pod::{ErrorKind, ExecError, PodError};
 use tonic::Code;
@@ -55,18 +55,18 @@ fn code(kind: ErrorKind) -> Code {
 }
 
 /// Whether `labels` has all of `wanted`.
-fn matches_labels(labels: &BTreeMap<String, String>, wanted: &HashMap<String, String>) -> bool {
+fn matches_labels(labels: &BTreeMap<String, String>, wanted: &BTreeMap<String, String>) -> bool {
     wanted.iter().all(|(key, value)| labels.get(key) == Some(value))
 }
 
 /// Labels or annotations in protobuf's form.
-fn to_map(map: &BTreeMap<String, String>) -> HashMap<String, String> {
+fn to_map(map: &BTreeMap<String, String>) -> BTreeMap<String, String> {
     map.clone().into_iter().collect()
 }
 
 /// The `info` of a verbose answer: one entry that holds a JSON document.
-fn info(document: &serde_json::Value) -> HashMap<String, String> {
-    HashMap::from([("info".to_owned(), document.to_string())])
+fn info(document: &serde_json::Value) -> BTreeMap<String, String> {
+    BTreeMap::from([("info".to_owned(), document.to_string())])
 }
 
 #[cfg(test)]
@@ -77,7 +77,7 @@ mod tests {
     fn a_selector_wants_all_of_its_labels() {
         let labels = BTreeMap::from([("app".into(), "web".into()), ("tier".into(), "1".into())]);
         let wanted = |pairs: &[(&str, &str)]| {
-            pairs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect::<HashMap<_, _>>()
+            pairs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect::<BTreeMap<_, _>>()
         };
         assert!(matches_labels(&labels, &wanted(&[])));
         assert!(matches_labels(&labels, &wanted(&[("app", "web")])));

@@ -1,6 +1,6 @@
 //! `Version`, `Status` and `RuntimeConfig`.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 
 use kelson_cri::v1;
 
@@ -43,7 +43,7 @@ impl Server {
             status: Some(v1::RuntimeStatus {
                 conditions: vec![condition("RuntimeReady", Ok(())), network],
             }),
-            info: if request.verbose { self.details() } else { HashMap::new() },
+            info: if request.verbose { self.details() } else { BTreeMap::new() },
             runtime_handlers: handlers.into(),
             features: Some(v1::RuntimeFeatures {
                 supplemental_groups_policy: true,
@@ -52,7 +52,7 @@ impl Server {
         })
     }
 
-    fn details(&self) -> HashMap<String, String> {
+    fn details(&self) -> BTreeMap<String, String> {
         let counts = self.instrument.counts();
         let verbs: serde_json::Map<_, _> = counts
             .iter()
@@ -65,7 +65,7 @@ impl Server {
                 ((*name).to_owned(), entry)
             })
             .collect();
-        HashMap::from([
+        BTreeMap::from([
             ("config".to_owned(), self.services.about.config.clone()),
             ("verbs".to_owned(), serde_json::Value::from(verbs).to_string()),
         ])

@@ -3,7 +3,7 @@
 use kelson_cri::v1;
 use kelson_pod::config::{
     Capabilities, ContainerConfig, ContainerSecurity, Device, GroupsPolicy, ImageSpec, Mount,
-    NamespaceMode, Propagation,
+    Propagation,
 };
 
 use super::{
@@ -55,8 +55,8 @@ pub(crate) fn container_config(config: v1::ContainerConfig) -> Result<ContainerC
         resources: linux.resources.map(resources).unwrap_or_default(),
         security: match linux.security_context {
             Some(context) => security(context)?,
-            // Nothing was said: the strict defaults, in the namespaces that the CRI calls the default.
-            None => ContainerSecurity { pid: NamespaceMode::Pod, ..ContainerSecurity::default() },
+            // Nothing was said: the strict defaults.
+            None => ContainerSecurity::default(),
         },
         stop_signal: signal_name(signal),
     })
@@ -93,7 +93,14 @@ fn mount(mount: v1::Mount) -> Result<Mount, VerbError> {
 #[expect(deprecated, reason = "older kubelets still fill the old profile fields")]
 fn security(context: v1::LinuxContainerSecurityContext) -> Result<ContainerSecurity, VerbError> {
     let field = "config.linux.security_context";
-    let options = context.namespace_options.unwrap_or_default();
+    // Without options the container has what its pod has.
+    let options = context.namespace_options;
+    let mode = |name: &str, of: fn(&v1::NamespaceOption) -> i32| match &options {
+        Some(options) => {
+            namespace_mode(&format!("{field}.namespace_options.{name}"), of(options)).map(Some)
+        }
+        None => Ok(None),
+    };
     let capabilities = context.capabilities.unwrap_or_default();
     let policy = v1::SupplementalGroupsPolicy::try_from(context.supplemental_groups_policy);
     Ok(ContainerSecurity {
@@ -103,9 +110,9 @@ fn security(context: v1::LinuxContainerSecurityContext) -> Result<ContainerSecur
             drop: capabilities.drop_capabilities,
             add_ambient: capabilities.add_ambient_capabilities,
         },
-        pid: namespace_mode(&format!("{field}.namespace_options.pid"), options.pid)?,
-        network: namespace_mode(&format!("{field}.namespace_options.network"), options.network)?,
-        ipc: namespace_mode(&format!("{field}.namespace_options.ipc"), options.ipc)?,
+        pid: mode("pid", |options| options.pid)?,
+        network: mode("network", |options| options.network)?,
+        ipc: mode("ipc", |options| options.ipc)?,
         run_as_user: context.run_as_user.map(|id| id.value),
         run_as_username: context.run_as_username,
         run_as_group: context.run_as_group.map(|id| id.value),

@@ -18,7 +18,7 @@ use kelson_image::{ImageConfig, Images};
 use kelson_network::{Fallback, Network, NetworkConfig};
 use kelson_pod::{Pods, PodsConfig};
 use kelson_server::{About, Server, Services};
-use kelson_snapshot::Overlayfs;
+use kelson_snapshot::{Overlayfs, Snapshotter};
 use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_stream::wrappers::UnixListenerStream;
@@ -113,7 +113,10 @@ async fn build(config: &Config) -> anyhow::Result<(Pods, Server)> {
     let mut image_config = ImageConfig::new(&config.root, &config.certs_dir);
     image_config.max_concurrent_downloads = config.max_concurrent_downloads;
     image_config.pinned = config.pinned_images.clone();
-    let images = Images::open(image_config, Arc::clone(&snapshotter)).await?;
+    let layers: Arc<dyn Snapshotter> = snapshotter.clone();
+    let images = tokio::task::spawn_blocking(move || Images::open(image_config, layers))
+        .await
+        .context("opening the images was cut off")??;
     let network = Network::open(network_config(config))?;
     let cgroups = Hierarchy::detect()?;
     let pods_config = PodsConfig {
@@ -138,7 +141,8 @@ fn open_snapshotter(root: &Path, sync: bool, max_layer_bytes: u64) -> anyhow::Re
     Ok(Arc::new(Overlayfs::open(root)?))
 }
 
-fn network_config(config: &Config) -> NetworkConfig {
+/// The network that a configuration describes.
+pub(crate) fn network_config(config: &Config) -> NetworkConfig {
     let fallback = match config.network_fallback {
         NetworkFallback::None => None,
         NetworkFallback::Bridge => Some(Fallback {
@@ -154,6 +158,7 @@ fn network_config(config: &Config) -> NetworkConfig {
         cache_dir: config.root.join("cni"),
         ipam_dir: config.ipam_dir.clone(),
         native: config.cni_native,
+        nft_table: config.nft_table.clone(),
         fallback,
         ..NetworkConfig::default()
     }

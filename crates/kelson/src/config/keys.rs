@@ -143,6 +143,21 @@ pub(super) const KEYS: &[Key] = &[
         },
     },
     Key {
+        name: "network.nft_table",
+        doc: "Name of the nftables table (family inet) that holds every rule of this daemon.",
+        default: "\"kelson\"",
+        set: |c, v| {
+            let name = string(v)?;
+            let plain = (1..=32).contains(&name.len())
+                && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_');
+            if !plain {
+                return Err("expected 1 to 32 letters, digits, '-' or '_'".into());
+            }
+            c.nft_table = name;
+            Ok(())
+        },
+    },
+    Key {
         name: "network.ipam_dir",
         doc: "Where host-local keeps the addresses in use when a list names no dataDir.",
         default: "\"/var/lib/cni/networks\"",
@@ -226,6 +241,7 @@ fn blank() -> Config {
         network_fallback: NetworkFallback::None,
         fallback_bridge: String::new(),
         fallback_subnet: ipnet::IpNet::default(),
+        nft_table: String::new(),
         ipam_dir: PathBuf::new(),
         certs_dir: PathBuf::new(),
         max_concurrent_downloads: 0,

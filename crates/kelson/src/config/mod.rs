@@ -12,13 +12,13 @@ mod parse;
 use std::path::{Path, PathBuf};
 
 pub(crate) use keys::default_text;
-pub(crate) use parse::{ConfigError, Mistake, load, load_or_default};
+pub(crate) use parse::{load, load_or_default};
 
 /// Where the configuration is looked for unless `--config` names another file.
 pub(crate) const DEFAULT_PATH: &str = "/etc/kelson/config.toml";
 
 /// Every setting of the daemon, in its final type.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, serde::Serialize)]
 pub(crate) struct Config {
     /// Images, layers and the writable layers of containers.
     pub(crate) root: PathBuf,
@@ -44,6 +44,8 @@ pub(crate) struct Config {
     pub(crate) fallback_bridge: String,
     /// Subnet of the fallback network.
     pub(crate) fallback_subnet: ipnet::IpNet,
+    /// The nftables table of this daemon's rules.
+    pub(crate) nft_table: String,
     /// Where host-local keeps addresses when a conflist names no directory.
     pub(crate) ipam_dir: PathBuf,
     /// Registry hosts configuration (`<host>/hosts.toml`).
@@ -59,7 +61,8 @@ pub(crate) struct Config {
 }
 
 /// The two forms of a log line.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
 pub(crate) enum LogFormat {
     /// For people and journald.
     Text,
@@ -68,7 +71,8 @@ pub(crate) enum LogFormat {
 }
 
 /// What to do when no CNI configuration is found.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
 pub(crate) enum NetworkFallback {
     /// Report the network as not ready, as the kubelet expects.
     None,
@@ -78,7 +82,12 @@ pub(crate) enum NetworkFallback {
 
 impl Config {
     /// The drop-in directory that belongs to a main file: `conf.d` beside it.
-    pub(crate) fn drop_in_dir(main: &Path) -> PathBuf {
+    fn drop_in_dir(main: &Path) -> PathBuf {
         main.with_file_name("conf.d")
+    }
+
+    /// Every setting as a JSON object, for the verbose status. There are no secrets in it.
+    pub(crate) fn to_json(&self) -> String {
+        serde_json::to_string(self).unwrap_or_default()
     }
 }

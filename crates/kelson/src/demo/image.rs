@@ -4,9 +4,29 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, bail};
+use kelson_image::layout::ImageBuilder;
+use kelson_image::serve::Registry;
+
+use super::steps::PROGRAM;
+
+/// A registry that has the image as `demo:latest`.
+pub(super) fn registry() -> anyhow::Result<Registry> {
+    let program = std::env::current_exe().context("cannot find this program")?;
+    let mut builder = ImageBuilder::new().file(PROGRAM, &program, 0o755)?;
+    for library in libraries(&program)? {
+        let path = library.to_str().context("a library's path is not UTF-8")?;
+        builder = builder.file(path, &library, 0o755)?;
+    }
+    for folder in ["/proc", "/sys", "/dev", "/tmp"] {
+        builder = builder.directory(folder, 0o755)?;
+    }
+    let mut registry = Registry::new();
+    registry.add_image("demo", "latest", &builder.entrypoint(&[PROGRAM]).build());
+    Ok(registry)
+}
 
 /// The files that the program needs to run, with the places where it looks for them.
-pub(super) fn libraries(program: &Path) -> anyhow::Result<Vec<PathBuf>> {
+fn libraries(program: &Path) -> anyhow::Result<Vec<PathBuf>> {
     // The dynamic linker itself lists what it would load; a static program just has nothing to list.
     let output = Command::new(program)
         .arg("--version")

@@ -6,6 +6,7 @@
 #![expect(clippy::print_stdout, reason = "the output of a command")]
 
 pub(crate) mod guest;
+mod image;
 mod leftovers;
 mod node;
 mod steps;

@@ -4,15 +4,20 @@ use std::fs::File;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
+use kelson_cgroup::{Cgroup, Hierarchy};
 use kelson_client::{Client, Endpoint};
+use kelson_network::Network;
 use tempfile::TempDir;
 use tokio::net::TcpListener;
 use tokio::process::{Child, Command};
 
-use super::steps;
+use super::{image, steps};
+use crate::cmd::serve::network_config;
+use crate::config;
 
 /// How long the daemon may take to come up, and to end.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -26,8 +31,6 @@ pub(super) struct Node {
     pub(super) client: Client,
     /// Cgroup below which all its pods are.
     cgroup: String,
-    /// Its bridge.
-    bridge: String,
 }
 
 impl Node {
@@ -45,7 +48,8 @@ impl Node {
             TcpListener::bind("127.0.0.1:0").await.context("cannot listen on loopback")?;
         let registry = listener.local_addr().context("cannot tell the registry's address")?;
         steps::say("registry", &format!("an image of this program, served on http://{registry}"));
-        steps::serve_image(listener)?;
+        let registry_content = image::registry()?;
+        tokio::spawn(kelson_image::serve::serve(listener, Arc::new(registry_content)));
 
         let config = dir.path().join("config.toml");
         std::fs::write(&config, configuration(dir.path(), &cgroup, &bridge, pid))
@@ -75,7 +79,7 @@ impl Node {
             }
         };
         steps::took("daemon", &format!("serving CRI on {}", socket.display()), begin);
-        Ok(Self { dir, daemon, registry, client, cgroup, bridge })
+        Ok(Self { dir, daemon, registry, client, cgroup })
     }
 
     /// Where the image is pulled from.
@@ -115,6 +119,9 @@ impl Node {
         if !status.success() {
             bail!("the daemon failed at its end ({status})");
         }
+        let config = config::load(&self.dir.path().join("config.toml"), true)?;
+        Network::open(network_config(&config))?.destroy_fallback().await?;
+        Cgroup::new(&Hierarchy::detect()?, &self.cgroup)?.remove()?;
         Ok(())
     }
 }

@@ -1,6 +1,6 @@
 //! What the demo does with its node, step by step, and how it tells.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
@@ -131,7 +131,7 @@ fn pod_config(node: &Node, host_port: u16) -> v1::PodSandboxConfig {
             host_port: host_port.into(),
             host_ip: String::new(),
         }],
-        labels: HashMap::from([("app".to_owned(), "shop".to_owned())]),
+        labels: BTreeMap::from([("app".to_owned(), "shop".to_owned())]),
         linux: Some(v1::LinuxPodSandboxConfig {
             security_context: Some(v1::LinuxSandboxSecurityContext {
                 namespace_options: Some(namespaces),

@@ -1,6 +1,6 @@
 //! Requests as tests need them: small, with names that differ.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use kelson_cri::v1;
@@ -18,7 +18,7 @@ pub(crate) fn pod(logs: &std::path::Path) -> v1::PodSandboxConfig {
             attempt: 0,
             name,
         }),
-        labels: HashMap::from([("number".to_owned(), number.to_string())]),
+        labels: BTreeMap::from([("number".to_owned(), number.to_string())]),
         linux: Some(v1::LinuxPodSandboxConfig {
             security_context: Some(v1::LinuxSandboxSecurityContext {
                 namespace_options: Some(private()),
