@@ -40,8 +40,8 @@ pub struct NetworkConfig {
     pub progress_bytes: u64,
     /// See `progress_bytes`. Time in which the disk, not the network, is slow does not count.
     pub progress_window: Duration,
-    /// Attempts of one request at one registry host. An attempt that made progress on a blob
-    /// starts the count anew.
+    /// Attempts of one request at one registry host. An attempt that received `progress_bytes` of
+    /// a blob starts the count anew.
     pub attempts: u32,
     /// Pause before the second attempt; it doubles with each further one, and a random half of it
     /// is left out.

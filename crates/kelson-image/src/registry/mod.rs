@@ -276,7 +276,8 @@ impl Session {
                     Err(Ended::Closed) => return Err(BlobError::Closed),
                     Err(Ended::Failed(error)) => error,
                 };
-                if download.got > before && resumes < MAX_RESUMES {
+                let progressed = download.got - before >= self.network.progress_bytes;
+                if progressed && resumes < MAX_RESUMES {
                     resumes += 1;
                     backoff.reset();
                 }
