@@ -18,7 +18,7 @@ use kelson_image::{ImageConfig, Images};
 use kelson_network::{Fallback, Network, NetworkConfig};
 use kelson_pod::{Pods, PodsConfig};
 use kelson_server::{About, Server, Services};
-use kelson_snapshot::{Overlayfs, Snapshotter};
+use kelson_snapshot::{Limits, Options, Overlayfs, Snapshotter};
 use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_stream::wrappers::UnixListenerStream;
@@ -137,8 +137,9 @@ async fn build(config: &Config) -> anyhow::Result<(Pods, Server)> {
 }
 
 fn open_snapshotter(root: &Path, sync: bool, max_layer_bytes: u64) -> anyhow::Result<Arc<Overlayfs>> {
-    let _ = (sync, max_layer_bytes);
-    Ok(Arc::new(Overlayfs::open(root)?))
+    let limits = Limits { unpacked_bytes: max_layer_bytes, ..Limits::default() };
+    let options = Options { sync, limits };
+    Ok(Arc::new(Overlayfs::open(root, options)?))
 }
 
 /// The network that a configuration describes.

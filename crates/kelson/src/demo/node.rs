@@ -67,7 +67,8 @@ impl Node {
             .with_context(|| format!("cannot start {}", program.display()))?;
         let begin = Instant::now();
         let socket = dir.path().join("run/kelson.sock");
-        let endpoint: Endpoint = format!("unix://{}", socket.display()).parse()?;
+        let endpoint =
+            Endpoint::parse(&format!("unix://{}", socket.display()), "its own directory")?;
         let client = loop {
             if let Some(status) = daemon.try_wait().context("cannot watch the daemon")? {
                 bail!("the daemon ended ({status}):\n{}", tail(dir.path()));

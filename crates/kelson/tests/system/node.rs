@@ -377,7 +377,8 @@ fn spawn(dir: &Path) -> anyhow::Result<Child> {
 }
 
 async fn connect(dir: &Path) -> anyhow::Result<Client> {
-    let endpoint: Endpoint = format!("unix://{}", socket(dir).display()).parse()?;
+    let endpoint =
+            Endpoint::parse(&format!("unix://{}", socket(dir).display()), "its own directory")?;
     let deadline = Instant::now() + PATIENCE;
     loop {
         match Client::connect(&endpoint).await {
