@@ -1,8 +1,9 @@
-//! [`Network`]: which configuration applies, the record first, then the work, and its undoing.
+//! [`Network`]: which configuration applies, and one operation at a time for each pod.
+
+mod add;
+mod remove;
 
 use std::collections::{HashMap, HashSet};
-use std::fs;
-use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -12,12 +13,11 @@ use crate::conf::NetworkConf;
 use crate::confdir::ConfDir;
 use crate::config::NetworkConfig;
 use crate::error::{Error, NotReady, chain};
-use crate::external::{self, Programs};
-use crate::native::{self, Host, bridge::Gateways, hostlocal, rules::Rules};
-use crate::netns;
-use crate::plan::{Chain, Native, is_interface_name, plan};
-use crate::pod::{Attachment, Netns, Pod, PortMapping};
-use crate::record::{Entry, Mode, Record, Records, check_pod_id};
+use crate::external::Programs;
+use crate::native::Host;
+use crate::plan::{Chain, is_interface_name, plan};
+use crate::pod::{Attachment, Netns, Pod};
+use crate::record::{Entry, Records, check_pod_id};
 
 /// The pod network of this machine. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -72,10 +72,7 @@ impl Network {
             conf_dir: ConfDir::new(&config.conf_dir),
             fallback: fallback.transpose()?,
             records: Records::open(&config.cache_dir)?,
-            host: Host {
-                rules: Rules::new(&config.nft_table),
-                gateways: Gateways::default(),
-            },
+            host: Host::new(&config.nft_table),
             busy: Mutex::default(),
             config,
         })))
@@ -109,23 +106,22 @@ impl Network {
     pub async fn add(&self, pod: Pod) -> Result<Attachment, Error> {
         check_pod_id(&pod.id)?;
         let guard = self.0.lock_pod(&pod.id).await;
-        self.0.del_locked(&pod.id, None, guard.clone()).await?;
+        self.0
+            .del_locked(&pod.id, None, guard.clone(), Wait::Yes)
+            .await?;
         let conf = self.0.conf()?;
         match self.0.plan(&conf) {
             Chain::Native(plan) => {
                 let inner = Arc::clone(&self.0);
-                blocking(move || {
-                    let _guard = guard;
-                    inner.add_native(&conf, &plan, &pod)
-                })
-                .await
+                blocking(move || inner.add_native(&conf, &plan, &pod, guard)).await
             }
             Chain::External { why } => self.0.add_external(&conf, &why, pod, guard).await,
         }
     }
 
-    /// Detaches the pod. Idempotent; needs neither the namespace nor the configuration of the
-    /// time of `add`. `netns` is for external plugins whose pinned namespace is gone.
+    /// Detaches the pod: ports and addresses are free when it returns, and the pod is cut off.
+    /// Idempotent; needs neither the namespace nor the configuration of the time of `add`.
+    /// `netns` is for external plugins whose pinned namespace is gone.
     ///
     /// # Errors
     /// [`Error::Incomplete`] with everything that failed: the record stays, so that a later call
@@ -133,7 +129,13 @@ impl Network {
     pub async fn del(&self, pod_id: &str, netns: Option<Netns>) -> Result<(), Error> {
         check_pod_id(pod_id)?;
         let guard = self.0.lock_pod(pod_id).await;
-        self.0.del_locked(pod_id, netns, guard).await
+        self.0.del_locked(pod_id, netns, guard, Wait::No).await
+    }
+
+    /// Waits for the interfaces of detached pods to be gone: [`Network::del`] cuts them off the
+    /// bridge and leaves their deletion, some 20 ms, to the background.
+    pub async fn settle(&self) {
+        self.0.settle().await;
     }
 
     /// Every attachment that has a record, finished or not, by pod id.
@@ -186,6 +188,7 @@ impl Network {
     /// # Errors
     /// The first step that failed.
     pub async fn destroy_fallback(&self) -> Result<bool, Error> {
+        self.settle().await;
         let inner = Arc::clone(&self.0);
         blocking(move || inner.destroy_fallback()).await
     }
@@ -206,6 +209,13 @@ async fn blocking<T: Send + 'static>(
 
 /// Held during an operation on a pod, also by work that outlives a dropped future.
 type PodGuard = Arc<OwnedMutexGuard<()>>;
+
+/// Whether a removal may leave the deletion of the interface to the background.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Wait {
+    Yes,
+    No,
+}
 
 impl Inner {
     fn conf(&self) -> Result<Arc<NetworkConf>, NotReady> {
@@ -239,294 +249,9 @@ impl Inner {
         Arc::new(lock.lock_owned().await)
     }
 
-    fn add_native(
-        &self,
-        conf: &NetworkConf,
-        plan: &Native,
-        pod: &Pod,
-    ) -> Result<Attachment, Error> {
-        let ports = published(plan, pod);
-        let veth = veth_name(&pod.id);
-        let mode = Mode::Native {
-            veth: veth.clone(),
-            dir: plan.ipam.dir.clone(),
-            ports,
-        };
-        let record = Record::new(&pod.id, &conf.name, conf.json.clone(), mode);
-        let record = self.records.begin(record)?;
-        let Mode::Native { ports, .. } = &record.mode else {
-            unreachable!("just made")
-        };
-        let proc_root = &self.config.proc_root;
-        match native::attach(&self.host, proc_root, &conf.name, plan, pod, &veth, ports) {
-            Ok(attachment) => {
-                let mut finished = (*record).clone();
-                finished.attachment = Some(attachment.clone());
-                self.records.update(finished)?;
-                Ok(attachment)
-            }
-            Err(error) => {
-                if let Err(left) = self.del_native(&pod.id) {
-                    tracing::warn!(
-                        pod_id = pod.id,
-                        error = chain(&left),
-                        "undoing a failed add"
-                    );
-                }
-                Err(error)
-            }
-        }
-    }
-
-    async fn add_external(
-        self: &Arc<Self>,
-        conf: &NetworkConf,
-        why: &str,
-        pod: Pod,
-        guard: PodGuard,
-    ) -> Result<Attachment, Error> {
-        let programs = self.programs(conf, why)?;
-        let netns = self.pinned(&pod.id);
-        let (args, capabilities) = (external::args(&pod)?, external::capabilities(&pod));
-        let mode = Mode::External {
-            netns: netns.clone(),
-            args: args.clone(),
-            capabilities: capabilities.clone(),
-            result: None,
-        };
-        let record = Record::new(&pod.id, &conf.name, conf.json.clone(), mode);
-        let record = self.records.begin(record)?;
-
-        let environment = external::environment(&pod.id, &netns, &args, &self.config.bin_dirs);
-        let added = match self.prepare_external(&pod, netns).await {
-            Ok(()) => programs.add(&environment, &capabilities).await,
-            Err(error) => Err(error),
-        };
-        match added {
-            Ok((result, attachment)) => {
-                let mut record = (*record).clone();
-                if let Mode::External { result: slot, .. } = &mut record.mode {
-                    *slot = Some(result);
-                }
-                record.attachment = Some(attachment.clone());
-                self.records.update(record)?;
-                Ok(attachment)
-            }
-            Err(error) => {
-                if let Err(left) = self.del_locked(&pod.id, None, guard).await {
-                    tracing::warn!(
-                        pod_id = pod.id,
-                        error = chain(&left),
-                        "undoing a failed add"
-                    );
-                }
-                Err(error)
-            }
-        }
-    }
-
-    /// Pins the namespace and brings its `lo` up.
-    async fn prepare_external(&self, pod: &Pod, pinned: PathBuf) -> Result<(), Error> {
-        let (proc_root, netns) = (self.config.proc_root.clone(), pod.netns.clone());
-        blocking(move || {
-            let namespace = netns::open(&proc_root, &netns)?;
-            netns::pin(&netns::path(&proc_root, &netns), &pinned)?;
-            native::loopback_up(std::os::fd::AsFd::as_fd(&namespace))
-        })
-        .await
-    }
-
     fn pinned(&self, pod_id: &str) -> PathBuf {
         self.config.netns_dir.join(format!("kelson-{pod_id}"))
     }
-
-    async fn del_locked(
-        self: &Arc<Self>,
-        pod_id: &str,
-        netns: Option<Netns>,
-        guard: PodGuard,
-    ) -> Result<(), Error> {
-        let Some(entry) = self.records.leave(pod_id) else {
-            return Ok(());
-        };
-        match entry {
-            Entry::Known { record, .. } if matches!(record.mode, Mode::External { .. }) => {
-                self.del_external(&record, netns).await
-            }
-            Entry::Newer(version) => Err(Error::NewerRecord {
-                pod_id: pod_id.to_owned(),
-                version,
-            }),
-            Entry::Known { .. } | Entry::Damaged => {
-                let (inner, pod_id) = (Arc::clone(self), pod_id.to_owned());
-                blocking(move || {
-                    let _guard = guard;
-                    inner.del_native(&pod_id)
-                })
-                .await
-            }
-        }
-    }
-
-    /// Undoes a native attachment, or whatever a damaged record may stand for.
-    fn del_native(&self, pod_id: &str) -> Result<(), Error> {
-        let Some(entry) = self.records.leave(pod_id) else {
-            return Ok(());
-        };
-        let in_use = |network: &str| self.records.uses(network);
-        let failures = match &entry {
-            Entry::Known { record, .. } => {
-                let Mode::Native { veth, dir, .. } = &record.mode else {
-                    return Ok(());
-                };
-                let addresses: Option<&[IpAddr]> = record.attachment.as_ref().map(|a| &*a.ips);
-                let network = Some(record.network.as_str());
-                native::detach(&self.host, pod_id, network, veth, dir, addresses, in_use)
-            }
-            Entry::Damaged | Entry::Newer(_) => {
-                let mut failures = Vec::new();
-                for dir in self.ipam_dirs() {
-                    let veth = veth_name(pod_id);
-                    failures.extend(native::detach(
-                        &self.host, pod_id, None, &veth, &dir, None, in_use,
-                    ));
-                }
-                failures.extend(netns::unpin(&self.pinned(pod_id)).err());
-                failures
-            }
-        };
-        self.finish(pod_id, failures)
-    }
-
-    async fn del_external(&self, record: &Record, netns: Option<Netns>) -> Result<(), Error> {
-        let Mode::External {
-            netns: pinned,
-            args,
-            capabilities,
-            result,
-        } = &record.mode
-        else {
-            return Ok(());
-        };
-        let mut failures = Vec::new();
-        let conf = NetworkConf::from_json(record.conf.clone());
-        match &conf {
-            Ok(conf) => match self.programs(conf, "it attached the pod") {
-                Ok(programs) => {
-                    // Without a namespace, plugins free what they keep outside of it.
-                    let given = netns.map(|netns| netns::path(&self.config.proc_root, &netns));
-                    let mut paths = [Some(pinned.clone()), given].into_iter().flatten();
-                    let path = paths.find(|path| path.exists()).unwrap_or_default();
-                    let (id, bin_dirs) = (&record.pod_id, &self.config.bin_dirs);
-                    let environment = external::environment(id, &path, args, bin_dirs);
-                    failures = programs
-                        .del(&environment, capabilities, result.as_ref())
-                        .await;
-                }
-                Err(missing) => failures.push(missing),
-            },
-            Err(mistake) => failures.push(NotReady::new(chain(mistake)).into()),
-        }
-        if failures.is_empty() {
-            failures.extend(netns::unpin(pinned).err());
-        }
-        self.finish(&record.pod_id, failures)
-    }
-
-    fn finish(&self, pod_id: &str, mut failures: Vec<Error>) -> Result<(), Error> {
-        if failures.is_empty() {
-            failures.extend(self.records.remove(pod_id).err());
-        }
-        if failures.is_empty() {
-            return Ok(());
-        }
-        Err(Error::Incomplete {
-            pod_id: pod_id.to_owned(),
-            failures,
-        })
-    }
-
-    /// host-local's directories of every network below the common one.
-    fn ipam_dirs(&self) -> Vec<PathBuf> {
-        let entries = fs::read_dir(&self.config.ipam_dir)
-            .into_iter()
-            .flatten()
-            .flatten();
-        entries
-            .map(|entry| entry.path())
-            .filter(|path| path.is_dir())
-            .collect()
-    }
-
-    /// The built-in network's directory belongs to this instance alone, so an address there that
-    /// no pod has is left over, whatever became of its record.
-    fn free_fallback_addresses(&self, valid: &HashSet<String>) -> Result<(), Error> {
-        let Some(fallback) = &self.fallback else {
-            return Ok(());
-        };
-        let dir = self.config.ipam_dir.join(&fallback.name);
-        if !dir.exists() {
-            return Ok(());
-        }
-        let locked = hostlocal::lock(&dir)?;
-        let recorded: HashSet<String> = self
-            .records
-            .all()
-            .into_iter()
-            .map(|(pod_id, _)| pod_id)
-            .collect();
-        let freed = locked.release_all(|id| valid.contains(id) || recorded.contains(id))?;
-        if !freed.is_empty() {
-            tracing::info!(addresses = ?freed, "addresses that no pod has were freed");
-        }
-        Ok(())
-    }
-
-    async fn gc_external(&self, valid: &HashSet<String>) -> Result<(), Error> {
-        let Ok(conf) = self.conf() else { return Ok(()) };
-        match self.plan(&conf) {
-            Chain::Native(_) => Ok(()),
-            Chain::External { why } => self.programs(&conf, &why)?.gc(valid).await,
-        }
-    }
-
-    fn destroy_fallback(&self) -> Result<bool, Error> {
-        let (Some(conf), Some(fallback)) = (&self.fallback, &self.config.fallback) else {
-            return Ok(true);
-        };
-        if self.records.uses(&conf.name) {
-            return Ok(false);
-        }
-        self.host
-            .rules
-            .withdraw("", Some(&conf.name), |network| self.records.uses(network))?;
-        native::delete_link(&fallback.bridge)?;
-        let dir = self.config.ipam_dir.join(&conf.name);
-        match fs::remove_dir_all(&dir) {
-            Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
-                Err(Error::io("remove", &dir)(source))
-            }
-            _ => Ok(true),
-        }
-    }
-}
-
-/// The ports that will be published: none without a portmap in the chain.
-fn published(plan: &Native, pod: &Pod) -> Vec<PortMapping> {
-    let ports: Vec<_> = pod
-        .ports
-        .iter()
-        .filter(|port| port.host_port != 0)
-        .cloned()
-        .collect();
-    if plan.portmap.is_none() && !ports.is_empty() {
-        tracing::warn!(
-            pod_id = pod.id,
-            "host ports not published: the network has no portmap"
-        );
-        return Vec::new();
-    }
-    ports
 }
 
 /// The host's end of a pod's interface pair: at most 15 bytes, told apart by the pod id.

@@ -7,7 +7,7 @@
 use std::collections::HashSet;
 use std::io;
 use std::net::IpAddr;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use ipnet::IpNet;
 use rustix::io::Errno;
@@ -30,11 +30,31 @@ pub(crate) struct Rules {
     seen: Mutex<Seen>,
 }
 
-/// The standing rules that existed at this generation.
+/// The socket, and the standing rules that existed at this generation.
+///
+/// The socket stays open because the kernel, when one is closed, waits for the removal of every
+/// rule that is still on its way out.
 #[derive(Debug, Default)]
 struct Seen {
+    socket: Option<Arc<Socket>>,
     generation: Option<u32>,
     comments: HashSet<String>,
+}
+
+impl Seen {
+    fn socket(&mut self) -> io::Result<Arc<Socket>> {
+        if let Some(socket) = &self.socket {
+            return Ok(Arc::clone(socket));
+        }
+        let socket = Arc::new(Socket::netfilter()?);
+        self.socket = Some(Arc::clone(&socket));
+        Ok(socket)
+    }
+
+    fn forget(&mut self) {
+        self.generation = None;
+        self.comments.clear();
+    }
 }
 
 /// A rule that does not belong to one pod.
@@ -122,12 +142,14 @@ impl Rules {
         if wanted.is_empty() {
             return Ok(());
         }
-        let socket = Socket::netfilter().map_err(|e| Error::kernel("reach nftables", e))?;
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        let socket = seen
+            .socket()
+            .map_err(|e| Error::kernel("reach nftables", e))?;
         let mut outcome = self.add(&socket, &mut seen, needs, &wanted);
         if matches!(&outcome, Err(source) if is(source, Errno::NOENT)) {
             // Somebody removed the table between the look and the change.
-            *seen = Seen::default();
+            seen.forget();
             outcome = self.add(&socket, &mut seen, needs, &wanted);
         }
         outcome.map_err(|e| Error::kernel(format!("add rules to table inet {}", self.table), e))?;
@@ -192,7 +214,7 @@ impl Rules {
         in_use: impl Fn(&str) -> bool,
     ) -> Result<(), Error> {
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        *seen = Seen::default();
+        seen.forget();
         let unused = network
             .filter(|network| !in_use(network))
             .map(network_prefix);
@@ -202,7 +224,8 @@ impl Rules {
                     .as_ref()
                     .is_some_and(|prefix| comment.starts_with(prefix))
         };
-        self.remove(gone).map_err(|source| {
+        let removed = seen.socket().and_then(|socket| self.remove(&socket, gone));
+        removed.map_err(|source| {
             Error::kernel(
                 format!("remove rules from table inet {}", self.table),
                 source,
@@ -210,9 +233,8 @@ impl Rules {
         })
     }
 
-    fn remove(&self, gone: impl Fn(&str) -> bool) -> io::Result<()> {
-        let socket = Socket::netfilter()?;
-        let rules = nft::rules(&socket, &self.table)?;
+    fn remove(&self, socket: &Socket, gone: impl Fn(&str) -> bool) -> io::Result<()> {
+        let rules = nft::rules(socket, &self.table)?;
         let (leaving, staying): (Vec<_>, Vec<_>) =
             rules.into_iter().partition(|rule| gone(&rule.comment));
         if leaving.is_empty() {
@@ -220,13 +242,13 @@ impl Rules {
         }
         let owned = |comment: &str| comment.starts_with("pod ") || comment.starts_with("network ");
         if !staying.iter().any(|rule| owned(&rule.comment)) {
-            return nft::delete_table(&socket, &self.table);
+            return nft::delete_table(socket, &self.table);
         }
         let mut transaction = Transaction::new(&self.table);
         for rule in &leaving {
             transaction.delete_rule(rule);
         }
-        transaction.commit(&socket)
+        transaction.commit(socket)
     }
 }
 

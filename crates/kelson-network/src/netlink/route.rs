@@ -10,7 +10,7 @@ use rustix::io::Errno;
 use super::message::{
     Attrs, Batch, NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, Reply, attribute, u32_at,
 };
-use super::socket::Socket;
+use super::socket::{Refusal, Socket};
 
 const RTM_NEWLINK: u16 = 16;
 const RTM_DELLINK: u16 = 17;
@@ -27,11 +27,13 @@ const IFLA_MTU: u16 = 4;
 const IFLA_MASTER: u16 = 10;
 const IFLA_PROTINFO: u16 = 12;
 const IFLA_LINKINFO: u16 = 18;
+const IFLA_GROUP: u16 = 27;
 const IFLA_NET_NS_FD: u16 = 28;
 const IFLA_EXT_MASK: u16 = 29;
 const IFLA_INFO_KIND: u16 = 1;
 const IFLA_INFO_DATA: u16 = 2;
 const VETH_INFO_PEER: u16 = 1;
+const IFLA_BRPORT_STATE: u16 = 1;
 const IFLA_BRPORT_MODE: u16 = 4;
 const IFLA_BRPORT_ISOLATED: u16 = 33;
 const RTEXT_FILTER_SKIP_STATS: u32 = 8;
@@ -249,17 +251,55 @@ pub(crate) fn set_port(
     Ok(socket.run(&batch, |_| {})?)
 }
 
-/// Removes an interface; false when there was none.
-pub(crate) fn delete_link(socket: &Socket, name: &str) -> io::Result<bool> {
+/// Makes a bridge port deaf and mute at once.
+pub(crate) fn disable_port(socket: &Socket, index: u32) -> io::Result<()> {
+    const BR_STATE_DISABLED: u8 = 0;
+    let mut batch = Batch::new();
+    batch.push(
+        RTM_SETLINK,
+        NLM_F_ACK,
+        &ifinfo(AF_BRIDGE, index, 0, 0),
+        |a| {
+            a.nest(IFLA_PROTINFO, |a| {
+                a.bytes(IFLA_BRPORT_STATE, &[BR_STATE_DISABLED])
+            });
+        },
+    );
+    Ok(socket.run(&batch, |_| {})?)
+}
+
+/// Puts these interfaces into a group and removes the group. Those that do not exist are passed
+/// over; an error says that some may be left.
+pub(crate) fn delete_group(socket: &Socket, names: &[String], group: u32) -> io::Result<()> {
+    let mut batch = Batch::new();
+    for name in names {
+        batch.push(RTM_NEWLINK, NLM_F_ACK, &ifinfo(0, 0, 0, 0), |a| {
+            a.str(IFLA_IFNAME, name);
+            a.u32(IFLA_GROUP, group);
+        });
+    }
+    ignore_missing(socket.run(&batch, |_| {}))?;
+    let mut batch = Batch::new();
+    batch.push(RTM_DELLINK, NLM_F_ACK, &ifinfo(0, 0, 0, 0), |a| {
+        a.u32(IFLA_GROUP, group)
+    });
+    ignore_missing(socket.run(&batch, |_| {}))
+}
+
+fn ignore_missing(outcome: Result<(), Refusal>) -> io::Result<()> {
+    match outcome {
+        Err(refusal) if !is(&refusal.source, Errno::NODEV) => Err(refusal.source),
+        _ => Ok(()),
+    }
+}
+
+/// Removes an interface; fine when there is none.
+pub(crate) fn delete_link(socket: &Socket, name: &str) -> io::Result<()> {
     let mut batch = Batch::new();
     batch.push(RTM_DELLINK, NLM_F_ACK, &ifinfo(0, 0, 0, 0), |a| {
         a.str(IFLA_IFNAME, name)
     });
-    match socket.run(&batch, |_| {}) {
-        Ok(()) => Ok(true),
-        Err(refusal) if is(&refusal.source, Errno::NODEV) => Ok(false),
-        Err(refusal) => Err(refusal.source),
-    }
+    ignore_missing(socket.run(&batch, |_| {}))
 }
 
 /// Appends a request for an address to a batch. It is usable at once: duplicate address

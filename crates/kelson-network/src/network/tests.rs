@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -12,7 +12,10 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::config::Fallback;
+use crate::error::chain;
 use crate::netlink::{Socket, route};
+use crate::netns;
+use crate::pod::PortMapping;
 use crate::pod::Protocol;
 
 /// A pod's network namespace, held by a process that does nothing.
@@ -260,15 +263,18 @@ fn pods_reach_each_other_their_gateway_and_published_ports() {
         );
 
         network.del("aaaa", None).await.unwrap();
+        network.settle().await;
         assert!(!links().contains(&"vethaaaa".to_owned()));
         assert_eq!(machine.addresses_in_use(), ["10.99.0.3", "fd99::3"]);
         assert!(!nft_rules().contains(&"pod aaaa".to_owned()));
         assert!(ask((Ipv4Addr::LOCALHOST, 8080)).is_err());
         network.del("bbbb", None).await.unwrap();
         network.del("bbbb", None).await.unwrap();
+        network.settle().await;
         assert_eq!(links(), ["lo", "br0"]);
         assert!(nft_rules().is_empty() && nft(&["list", "tables"]).is_empty());
-        assert!(machine.addresses_in_use().is_empty() && network.records().is_empty());
+        assert!(machine.addresses_in_use().is_empty());
+        assert!(network.records().is_empty());
     });
 }
 
@@ -417,6 +423,7 @@ fn a_full_subnet_is_a_typed_error_and_leaves_nothing() {
         drop(two);
         network.del("bbbb", None).await.unwrap();
         assert!(machine.addresses_in_use().is_empty());
+        network.settle().await;
         assert_eq!(links(), ["lo", "br0"]);
     });
 }
@@ -520,6 +527,7 @@ fn a_crash_after_the_intent_is_cleaned_by_the_next_start() {
         let valid = HashSet::from(["cccc".to_owned()]);
         assert_eq!(network.gc(&valid).await, ["aaaa", "bbbb"]);
         assert_eq!(machine.addresses_in_use(), ["10.99.0.4", "fd99::4"]);
+        network.settle().await;
         assert_eq!(links(), ["lo", "br0", "vethcccc"]);
         let pods: HashSet<String> = nft_rules()
             .into_iter()
@@ -527,6 +535,7 @@ fn a_crash_after_the_intent_is_cleaned_by_the_next_start() {
             .collect();
         assert_eq!(pods, HashSet::from(["pod cccc".to_owned()]));
         assert_eq!(network.gc(&HashSet::new()).await, ["cccc"]);
+        network.settle().await;
         assert_eq!(links(), ["lo", "br0"]);
     });
 }
@@ -554,6 +563,7 @@ fn the_built_in_network_comes_and_goes() {
         network.gc(&HashSet::new()).await;
         assert!(!machine.path("ipam/kelson/10.88.7.7").exists());
         assert!(network.destroy_fallback().await.unwrap());
+        network.settle().await;
         assert_eq!(links(), ["lo"]);
         assert!(files(&machine.path("ipam"), |_| true).is_empty());
         // A configuration that appears is preferred.
@@ -601,6 +611,7 @@ fn many_pods_at_once_and_fast() {
             removing.spawn(async move { network.del(&format!("p{index}"), None).await.unwrap() });
         }
         removing.join_all().await;
+        network.settle().await;
         assert_eq!(links(), ["lo", "br0"]);
         assert!(nft_rules().is_empty() && machine.addresses_in_use().is_empty());
     });
@@ -683,6 +694,7 @@ fn the_standard_programs_do_the_same() {
         // The record knows that programs attached the pod, whoever detaches it.
         drop(one);
         native.del("bbbb", None).await.unwrap();
+        native.settle().await;
         machine.network().del("aaaa", None).await.unwrap();
         assert!(machine.addresses_in_use().is_empty());
         assert!(files(&machine.path("netns"), |_| true).is_empty());
