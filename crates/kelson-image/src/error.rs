@@ -10,7 +10,7 @@ use kelson_snapshot::{Digest, SnapshotError, UnpackError};
 use kelson_store::StoreError;
 
 use crate::credentials::CredentialsError;
-use crate::reference::{Reference, ReferenceError};
+use crate::reference::ReferenceError;
 use crate::registry::{HostsError, RequestError};
 
 /// Why an image was not pulled. Nothing of the image is visible then.
@@ -35,7 +35,7 @@ pub enum PullError {
     #[error("{reference} is not in the registry; check its name and tag")]
     NotFound {
         /// What was asked for.
-        reference: Reference,
+        reference: String,
         /// The registry's answer.
         #[source]
         source: Arc<RequestError>,
@@ -47,7 +47,7 @@ pub enum PullError {
     )]
     Unauthorized {
         /// What was asked for.
-        reference: Reference,
+        reference: String,
         /// The registry's answer.
         #[source]
         source: Arc<RequestError>,
@@ -56,7 +56,7 @@ pub enum PullError {
     #[error("no registry host could deliver {what} of {reference}; try again later")]
     RegistryUnavailable {
         /// What was asked for.
-        reference: Reference,
+        reference: String,
         /// Which part of it.
         what: String,
         /// The last failure.

@@ -82,7 +82,11 @@ impl ImageBuilder {
             tar: Vec::new(),
             directories: BTreeSet::new(),
             format: LayerFormat::Gzip,
-            platform: Platform::host(),
+            // The baseline of the architecture.
+            platform: Platform {
+                variant: String::new(),
+                ..Platform::host()
+            },
             config: json!({}),
         }
     }
@@ -253,8 +257,7 @@ impl ImageBuilder {
             "config": self.config,
             "rootfs": { "type": "layers", "diff_ids": [diff_id] },
         });
-        // The baseline of an architecture is stated by saying nothing.
-        if self.platform != Platform::host() && !self.platform.variant.is_empty() {
+        if !self.platform.variant.is_empty() {
             config["variant"] = json!(self.platform.variant);
         }
         let config = config.to_string().into_bytes();

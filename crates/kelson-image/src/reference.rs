@@ -386,7 +386,7 @@ mod tests {
             "../a",
             "a/../b",
             &"a".repeat(64),
-            &format!("{}", "0".repeat(64)),
+            &"0".repeat(64),
         ] {
             assert!(text.parse::<Reference>().is_err(), "{text:?}");
         }

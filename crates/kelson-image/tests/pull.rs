@@ -1,5 +1,11 @@
 //! Pulling from registries that behave, and from such that do not.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stderr,
+    reason = "a test may stop at once and say why"
+)]
+
 mod common;
 
 use std::sync::Arc;

@@ -1,6 +1,12 @@
 //! Against Debian's docker-registry, filled by skopeo, with TLS, a private authority and client
 //! certificates. Skipped where these programs are not installed.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stderr,
+    reason = "a test may stop at once and say why"
+)]
+
 mod common;
 
 use std::net::TcpListener;
@@ -10,7 +16,7 @@ use std::time::Duration;
 
 use common::{Node, hello, id, is_root};
 use kelson_image::PullError;
-use kelson_image::layout::{BuiltImage, descriptor};
+use kelson_image::layout::{BuiltImage, LayerFormat, descriptor};
 use kelson_snapshot::Digest;
 use serde_json::json;
 
@@ -116,21 +122,20 @@ async fn images_of_other_tools_come_from_a_real_registry() {
     let image = hello("real");
     write_layout(&dir.path().join("oci"), &image);
     let (_daemon, address) = docker_registry(dir.path(), false);
-    let copy = |format: &[&str], name: &str| {
+    let tar = common::builder("real").format(LayerFormat::Tar).build();
+    write_layout(&dir.path().join("tar"), &tar);
+    let copy = |layout: &str, options: &[&str], name: &str| {
         let target = format!("docker://{address}/{name}");
         let mut arguments = vec!["copy", "--insecure-policy", "--dest-tls-verify=false"];
-        arguments.extend(format);
-        arguments.extend(["oci:oci", &target]);
+        arguments.extend(options);
+        arguments.extend([layout, &target]);
         run("skopeo", dir.path(), &arguments);
     };
-    copy(&[], "plain:1");
-    copy(&["--format", "v2s2"], "docker:1");
+    copy("oci:oci", &[], "plain:1");
+    copy("oci:oci", &["--format", "v2s2"], "docker:1");
     copy(
-        &[
-            "--dest-compress-format",
-            "zstd",
-            "--dest-force-compress-format",
-        ],
+        "oci:tar",
+        &["--format", "oci", "--dest-compress-format", "zstd"],
         "zstd:1",
     );
     let node = Node::new();
@@ -147,6 +152,11 @@ async fn images_of_other_tools_come_from_a_real_registry() {
             "{name}"
         );
     }
+    let zstd = node.images.resolve(&format!("{address}/zstd:1")).unwrap();
+    let manifest = format!("root/blobs/sha256/{}", zstd.manifest.hex());
+    let manifest = node.dir.path().join(manifest);
+    let manifest = std::fs::read_to_string(manifest).unwrap();
+    assert!(manifest.contains("layer.v1.tar+zstd"), "{manifest}");
     let error = node.pull(&format!("{address}/plain:2")).await.unwrap_err();
     assert!(matches!(error, PullError::NotFound { .. }), "{error}");
 }

@@ -1,5 +1,11 @@
 //! Authentication, mirrors and `hosts.toml`, and who gets to see which secret.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stderr,
+    reason = "a test may stop at once and say why"
+)]
+
 mod common;
 
 use std::time::Duration;

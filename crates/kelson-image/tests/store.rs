@@ -1,5 +1,11 @@
 //! What is kept, under which names, through restarts, damage and full disks.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stderr,
+    reason = "a test may stop at once and say why"
+)]
+
 mod common;
 
 use std::path::Path;

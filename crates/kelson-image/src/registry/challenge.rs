@@ -126,10 +126,13 @@ mod tests {
             Some("r.io"),
             Some("repository:a/b:pull,push"),
         );
-        assert_eq!(read(&[docker]), [expected.clone()]);
+        assert_eq!(read(&[docker]), std::slice::from_ref(&expected));
         assert_eq!(read(&["Basic realm=\"x\""]), [Challenge::Basic]);
         assert_eq!(read(&["basic"]), [Challenge::Basic]);
-        assert_eq!(read(&["Negotiate", docker]), [expected.clone()]);
+        assert_eq!(
+            read(&["Negotiate", docker]),
+            std::slice::from_ref(&expected)
+        );
         assert_eq!(
             read(&["Basic realm=x", docker]),
             [Challenge::Basic, expected.clone()]

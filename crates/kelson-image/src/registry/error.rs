@@ -1,6 +1,7 @@
 //! Why a request to a registry failed. Messages hold addresses without query, since signed
 //! addresses carry secrets there, and never a header.
 
+use std::io;
 use std::time::Duration;
 
 use http::{StatusCode, Uri};
@@ -126,8 +127,8 @@ impl RequestError {
     /// Whether the same request may succeed at the same host a little later.
     pub(crate) fn is_transient(&self) -> bool {
         match self {
-            Self::Connect { .. }
-            | Self::Timeout { .. }
+            Self::Connect { source, .. } => !is_tls_failure(&**source),
+            Self::Timeout { .. }
             | Self::Broken { .. }
             | Self::Truncated { .. }
             | Self::Stalled { .. } => true,
@@ -157,6 +158,22 @@ impl RequestError {
         matches!(self, Self::Status { status, .. }
             if matches!(*status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN))
     }
+}
+
+/// Whether the peers do not agree on TLS, which a repetition does not change. An I/O error hides the
+/// one it carries from `source`.
+fn is_tls_failure(error: &(dyn std::error::Error + 'static)) -> bool {
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        let carried = error
+            .downcast_ref::<io::Error>()
+            .and_then(io::Error::get_ref);
+        if carried.is_some_and(|carried| carried.is::<rustls::Error>()) {
+            return true;
+        }
+        cause = error.source();
+    }
+    false
 }
 
 /// An address as messages show it: without query and user.

@@ -83,8 +83,7 @@ impl HttpClient {
     }
 }
 
-/// A request before its redirects.
-#[derive(Debug, Clone)]
+/// A request before its redirects. It holds secrets, so it cannot be printed.
 pub(crate) struct Call {
     pub(super) method: Method,
     pub(super) url: Uri,

@@ -153,7 +153,7 @@ impl Session {
             }
         }
         let source = Arc::new(last);
-        let reference = self.reference.clone();
+        let reference = self.reference.to_string();
         Err(match &*source {
             error if error.is_not_found() => PullError::NotFound { reference, source },
             error if error.is_unauthorized() => PullError::Unauthorized { reference, source },
@@ -292,7 +292,7 @@ impl Session {
 
     fn blob_error(&self, blob: &Descriptor, error: RequestError) -> PullError {
         let what = format!("blob {}", blob.digest);
-        let reference = self.reference.clone();
+        let reference = self.reference.to_string();
         match error {
             RequestError::Size { expected, .. } => PullError::SizeMismatch { what, expected },
             error if error.is_unauthorized() => PullError::Unauthorized {

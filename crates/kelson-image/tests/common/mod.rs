@@ -28,7 +28,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 /// Whether the test can run; says why not.
-pub fn is_root() -> bool {
+pub(crate) fn is_root() -> bool {
     let root = rustix::process::geteuid().is_root();
     if !root {
         eprintln!("skipped: needs root");
@@ -38,26 +38,26 @@ pub fn is_root() -> bool {
 
 /// What a request looked like.
 #[derive(Debug, Clone)]
-pub struct Seen {
-    pub method: Method,
-    pub path: String,
-    pub query: String,
-    pub headers: HeaderMap,
-    pub body: Bytes,
+pub(crate) struct Seen {
+    pub(crate) method: Method,
+    pub(crate) path: String,
+    pub(crate) query: String,
+    pub(crate) headers: HeaderMap,
+    pub(crate) body: Bytes,
 }
 
 impl Seen {
-    pub fn header(&self, name: &str) -> Option<&str> {
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
         self.headers.get(name)?.to_str().ok()
     }
 
-    pub fn is_blob(&self) -> bool {
+    pub(crate) fn is_blob(&self) -> bool {
         self.path.contains("/blobs/")
     }
 }
 
 /// A body made of whatever is sent.
-pub struct Flow(mpsc::Receiver<io::Result<Bytes>>);
+pub(crate) struct Flow(mpsc::Receiver<io::Result<Bytes>>);
 
 impl Body for Flow {
     type Data = Bytes;
@@ -74,7 +74,7 @@ impl Body for Flow {
 }
 
 /// What to do with a request.
-pub enum Act {
+pub(crate) enum Act {
     /// Answer it.
     Serve,
     /// Answer with this status and header.
@@ -96,11 +96,11 @@ pub enum Act {
 type Hook = Box<dyn Fn(&Seen, usize) -> Act + Send + Sync>;
 
 /// A running registry.
-pub struct Fixture {
-    pub address: SocketAddr,
-    pub seen: Arc<Mutex<Vec<Seen>>>,
+pub(crate) struct Fixture {
+    pub(crate) address: SocketAddr,
+    pub(crate) seen: Arc<Mutex<Vec<Seen>>>,
     /// What is served; a test may change it.
-    pub registry: Arc<Mutex<Registry>>,
+    pub(crate) registry: Arc<Mutex<Registry>>,
     task: JoinHandle<()>,
 }
 
@@ -112,7 +112,7 @@ impl Drop for Fixture {
 
 impl Fixture {
     /// Serves `registry`. `hook` sees each request and how many came before it.
-    pub async fn start(
+    pub(crate) async fn start(
         registry: Registry,
         hook: impl Fn(&Seen, usize) -> Act + Send + Sync + 'static,
     ) -> Self {
@@ -149,15 +149,15 @@ impl Fixture {
     }
 
     /// The reference of an image in this registry.
-    pub fn image(&self, name: &str) -> String {
+    pub(crate) fn image(&self, name: &str) -> String {
         format!("{}/{name}", self.address)
     }
 
-    pub fn seen(&self) -> Vec<Seen> {
+    pub(crate) fn seen(&self) -> Vec<Seen> {
         self.seen.lock().unwrap().clone()
     }
 
-    pub fn blob_requests(&self) -> usize {
+    pub(crate) fn blob_requests(&self) -> usize {
         self.seen().iter().filter(|seen| seen.is_blob()).count()
     }
 }
@@ -266,14 +266,14 @@ fn build(status: u16, headers: Vec<(&'static str, String)>, bytes: Bytes) -> Res
 }
 
 /// Directories of a node, removed at the end.
-pub struct Node {
-    pub dir: tempfile::TempDir,
-    pub images: Images,
-    pub snapshots: Arc<Overlayfs>,
+pub(crate) struct Node {
+    pub(crate) dir: tempfile::TempDir,
+    pub(crate) images: Images,
+    pub(crate) snapshots: Arc<Overlayfs>,
 }
 
 impl Node {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let (images, snapshots) = open(dir.path());
         Self {
@@ -284,7 +284,7 @@ impl Node {
     }
 
     /// Closes the store and opens it again, as after a crash.
-    pub fn reopen(self) -> Self {
+    pub(crate) fn reopen(self) -> Self {
         let Self {
             dir,
             images,
@@ -299,11 +299,11 @@ impl Node {
         }
     }
 
-    pub async fn pull(&self, name: &str) -> Result<ImageId, PullError> {
+    pub(crate) async fn pull(&self, name: &str) -> Result<ImageId, PullError> {
         self.pull_as(name, Credentials::anonymous()).await
     }
 
-    pub async fn pull_as(
+    pub(crate) async fn pull_as(
         &self,
         name: &str,
         credentials: Credentials,
@@ -321,14 +321,14 @@ impl Node {
     }
 
     /// Writes `hosts.toml` for a registry.
-    pub fn hosts(&self, registry: &str, text: &str) {
+    pub(crate) fn hosts(&self, registry: &str, text: &str) {
         let dir = self.dir.path().join("certs.d").join(registry);
         std::fs::create_dir_all(&dir).unwrap();
         std::fs::write(dir.join("hosts.toml"), text).unwrap();
     }
 
     /// The content of a file in the image.
-    pub fn read(&self, image: &str, path: &str) -> Option<String> {
+    pub(crate) fn read(&self, image: &str, path: &str) -> Option<String> {
         let image = self.images.resolve(image)?;
         let view = self.snapshots.view(&image.chain).unwrap();
         let flags = rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::CLOEXEC;
@@ -337,7 +337,7 @@ impl Node {
     }
 
     /// Nothing is left of any pull.
-    pub fn assert_empty(&self) {
+    pub(crate) fn assert_empty(&self) {
         assert!(self.images.list().is_empty());
         self.images.collect().unwrap();
         let staging = self.dir.path().join("root/staging");
@@ -348,7 +348,7 @@ impl Node {
     }
 }
 
-pub fn config(root: &Path) -> ImageConfig {
+pub(crate) fn config(root: &Path) -> ImageConfig {
     let mut config = ImageConfig::new(root.join("root"), root.join("certs.d"));
     config.platform = amd64();
     config.network = NetworkConfig {
@@ -364,7 +364,7 @@ pub fn config(root: &Path) -> ImageConfig {
     config
 }
 
-pub fn amd64() -> Platform {
+pub(crate) fn amd64() -> Platform {
     Platform {
         os: "linux".into(),
         architecture: "amd64".into(),
@@ -380,12 +380,12 @@ fn open(root: &Path) -> (Images, Arc<Overlayfs>) {
 }
 
 /// An image with one text file.
-pub fn hello(text: &str) -> BuiltImage {
+pub(crate) fn hello(text: &str) -> BuiltImage {
     builder(text).build()
 }
 
 /// An image whose layer has about this many bytes and cannot be compressed.
-pub fn large(size: usize) -> BuiltImage {
+pub(crate) fn large(size: usize) -> BuiltImage {
     let mut state = 88_172_645_463_325_252_u64;
     let bytes: Vec<u8> = (0..size)
         .map(|_| {
@@ -401,7 +401,7 @@ pub fn large(size: usize) -> BuiltImage {
         .build()
 }
 
-pub fn builder(text: &str) -> ImageBuilder {
+pub(crate) fn builder(text: &str) -> ImageBuilder {
     ImageBuilder::new()
         .platform(Platform {
             variant: String::new(),
@@ -415,18 +415,18 @@ pub fn builder(text: &str) -> ImageBuilder {
 }
 
 /// A registry with `hello:latest`.
-pub fn registry(image: &BuiltImage) -> Registry {
+pub(crate) fn registry(image: &BuiltImage) -> Registry {
     let mut registry = Registry::new();
     registry.add_image("hello", "latest", image);
     registry
 }
 
-pub fn id(image: &BuiltImage) -> ImageId {
+pub(crate) fn id(image: &BuiltImage) -> ImageId {
     Digest::of(&image.config).into()
 }
 
 /// The chain of causes as an edge prints it.
-pub fn chain(error: &dyn std::error::Error) -> String {
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {
