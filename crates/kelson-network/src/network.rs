@@ -20,6 +20,8 @@ use crate::pod::{Attachment, Netns, Pod};
 use crate::record::{Entry, Records, check_pod_id};
 
 /// The pod network of this machine. Cheap to clone.
+///
+/// Every call must come from threads of one and the same network namespace: the machine's.
 #[derive(Debug, Clone)]
 pub struct Network(Arc<Inner>);
 

@@ -5,13 +5,12 @@
 
 pub(crate) mod bridge;
 pub(crate) mod hostlocal;
+mod pod;
 pub(crate) mod ranges;
 mod reaper;
 pub(crate) mod rules;
 mod sysctl;
 
-use std::fs;
-use std::io::{self, Read};
 use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
@@ -24,16 +23,14 @@ use self::hostlocal::{Lease, Owner};
 use self::reaper::Reaper;
 use self::rules::{Needs, Rules};
 use crate::error::Error;
-use crate::netlink::route::{self, RouteSpec, Veth};
-use crate::netlink::{Batch, Socket};
+use crate::netlink::Socket;
+use crate::netlink::route::{self, Veth};
 use crate::netns;
 use crate::plan::Native;
-use crate::pod::{Attachment, Dns, Interface, Pod, PortMapping};
+use crate::pod::{Attachment, Interface, Pod, PortMapping};
 
 /// The pod's interface.
 pub(crate) const INTERFACE: &str = "eth0";
-/// A resolver configuration is read up to this length.
-const MAX_RESOLV_CONF: u64 = 64 * 1024;
 
 /// What outlives a single attachment.
 #[derive(Debug)]
@@ -56,7 +53,7 @@ impl Host {
 
 /// Brings `lo` up in a namespace.
 pub(crate) fn loopback_up(netns: BorrowedFd<'_>) -> Result<(), Error> {
-    netns::inside(netns, || bring_up("lo", &route_socket()?))
+    netns::inside(netns, || pod::bring_up("lo", &route_socket()?))
 }
 
 /// Attaches a pod. `veth` is the name for the host's end, `ports` what to publish.
@@ -89,7 +86,7 @@ pub(crate) fn attach(
     }
     watch.lap("bridge");
 
-    let mac = mac_for(plan, pod, &leases)?;
+    let mac = pod::mac_for(plan, pod, &leases)?;
     let pair = Veth {
         host_name: veth,
         peer_name: INTERFACE,
@@ -105,7 +102,7 @@ pub(crate) fn attach(
     }
     watch.lap("veth");
 
-    netns::inside(namespace.as_fd(), || address_pod(proc_root, plan, &leases))?;
+    netns::inside(namespace.as_fd(), || pod::set_up(proc_root, plan, &leases))?;
     watch.lap("pod");
 
     let portmap = plan.portmap.as_ref().filter(|_| !ports.is_empty());
@@ -136,9 +133,9 @@ pub(crate) fn attach(
         interfaces: vec![
             interface(&plan.bridge.name, bridge.mac, false),
             interface(veth, String::new(), false),
-            interface(INTERFACE, format_mac(mac), true),
+            interface(INTERFACE, pod::format_mac(mac), true),
         ],
-        dns: dns(plan)?,
+        dns: pod::dns(plan)?,
     })
 }
 
@@ -272,145 +269,6 @@ fn set_port(socket: &Socket, veth: &str, plan: &Native) -> Result<(), Error> {
         plan.bridge.isolated,
     )
     .map_err(failed)
-}
-
-fn bring_up(name: &str, socket: &Socket) -> Result<(), Error> {
-    let failed = |source| Error::kernel(format!("bring up {name} of the pod"), source);
-    let link = route::link(socket, name).map_err(failed)?;
-    let link = link.ok_or_else(|| failed(io::ErrorKind::NotFound.into()))?;
-    if link.up {
-        Ok(())
-    } else {
-        route::set_up(socket, link.index, false).map_err(failed)
-    }
-}
-
-/// Inside the pod's namespace: `lo` up, addresses, routes.
-fn address_pod(proc_root: &Path, plan: &Native, leases: &[Lease]) -> Result<(), Error> {
-    let socket = route_socket()?;
-    bring_up("lo", &socket)?;
-    let failed = |source| Error::kernel("set up eth0 of the pod", source);
-    let link = route::link(&socket, INTERFACE).map_err(failed)?;
-    let link = link.ok_or_else(|| failed(io::ErrorKind::NotFound.into()))?;
-    if leases.iter().any(|lease| lease.address.addr().is_ipv6()) {
-        sysctl::ensure(proc_root, "ipv6/conf/eth0/disable_ipv6", "0")?;
-    }
-    let mut batch = Batch::new();
-    for lease in leases {
-        route::push_address(&mut batch, link.index, lease.address);
-    }
-    route::push_up(&mut batch, link.index, 0);
-    for route in routes(plan, leases) {
-        route::push_route(&mut batch, link.index, &route);
-    }
-    socket.run(&batch, |_| {}).map_err(|refusal| {
-        let routes = routes(plan, leases);
-        let index = refusal.index;
-        let what = match (leases.get(index), index.checked_sub(leases.len() + 1)) {
-            (Some(lease), _) => format!("add address {}", lease.address),
-            (None, None) => "bring up".into(),
-            (None, Some(index)) => {
-                let route = routes.get(index).map(|route| route.destination.to_string());
-                format!("add the route to {}", route.unwrap_or_default())
-            }
-        };
-        Error::kernel(format!("{what}: eth0 of the pod"), refusal.source)
-    })
-}
-
-/// The configured routes, each by its gateway or else by that of its family, and the default
-/// routes that `isDefaultGateway` adds.
-fn routes(plan: &Native, leases: &[Lease]) -> Vec<RouteSpec> {
-    let gateway = |v4: bool| {
-        leases
-            .iter()
-            .map(|l| l.gateway)
-            .find(|gw| gw.is_ipv4() == v4)
-    };
-    let mut routes: Vec<RouteSpec> = plan.ipam.routes.clone();
-    if plan.bridge.default_gateway {
-        for (zero, v4) in [("0.0.0.0/0", true), ("::/0", false)] {
-            let Ok(destination) = zero.parse::<IpNet>() else {
-                continue;
-            };
-            let known = routes.iter().any(|route| route.destination == destination);
-            if let Some(gateway) = gateway(v4).filter(|_| !known) {
-                routes.push(RouteSpec {
-                    destination,
-                    gateway: Some(gateway),
-                    mtu: None,
-                    advmss: None,
-                    priority: None,
-                    table: None,
-                    scope: None,
-                });
-            }
-        }
-    }
-    for route in &mut routes {
-        let on_link = route.scope == Some(253);
-        if route.gateway.is_none() && !on_link {
-            route.gateway = gateway(route.destination.addr().is_ipv4());
-        }
-    }
-    routes
-}
-
-/// The hardware address asked for, or one that follows from the first address: whoever remembers
-/// an earlier pod with the same address then still reaches the new one.
-fn mac_for(plan: &Native, pod: &Pod, leases: &[Lease]) -> Result<[u8; 6], Error> {
-    if let Some(text) = pod.mac.as_deref().filter(|_| plan.takes_mac) {
-        return parse_mac(text).ok_or_else(|| Error::Value {
-            what: "hardware address",
-            value: text.to_owned(),
-        });
-    }
-    let [a, b, c, d] = match leases.first().map(|lease| lease.address.addr()) {
-        Some(IpAddr::V4(v4)) => v4.octets(),
-        Some(IpAddr::V6(v6)) => fnv(&v6.octets()).to_be_bytes(),
-        None => [0; 4],
-    };
-    Ok([0x0a, 0x58, a, b, c, d])
-}
-
-fn fnv(bytes: &[u8]) -> u32 {
-    bytes.iter().fold(0x811c_9dc5, |hash, byte| {
-        (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193)
-    })
-}
-
-fn parse_mac(text: &str) -> Option<[u8; 6]> {
-    let octets: Option<Vec<u8>> = text
-        .split([':', '-'])
-        .map(|octet| u8::from_str_radix(octet, 16).ok())
-        .collect();
-    octets?.try_into().ok()
-}
-
-fn format_mac(mac: [u8; 6]) -> String {
-    mac.map(|byte| format!("{byte:02x}")).join(":")
-}
-
-fn dns(plan: &Native) -> Result<Dns, Error> {
-    let Some(path) = &plan.ipam.resolv_conf else {
-        return Ok(plan.bridge.dns.clone());
-    };
-    let mut text = String::new();
-    let file = fs::File::open(path).map_err(Error::io("open", path))?;
-    file.take(MAX_RESOLV_CONF)
-        .read_to_string(&mut text)
-        .map_err(Error::io("read", path))?;
-    let mut dns = Dns::default();
-    for line in text.lines() {
-        let mut words = line.split_ascii_whitespace().map(str::to_owned);
-        match words.next().as_deref() {
-            Some("nameserver") => dns.servers.extend(words.next()),
-            Some("search") => dns.searches.extend(words),
-            Some("options") => dns.options.extend(words),
-            _ => {}
-        }
-    }
-    Ok(dns)
 }
 
 /// How long each step took, for the log at debug level.

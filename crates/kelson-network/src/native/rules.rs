@@ -15,7 +15,8 @@ use rustix::io::Errno;
 use super::hostlocal::Lease;
 use crate::error::Error;
 use crate::netlink::Socket;
-use crate::netlink::nft::{self, Hook, Side, Transaction};
+use crate::netlink::expression::{Expressions, Side};
+use crate::netlink::nft::{self, Hook, Transaction};
 use crate::netlink::route::is;
 use crate::plan::Portmap;
 use crate::pod::{PortMapping, Protocol};
@@ -54,6 +55,11 @@ impl Seen {
     fn forget(&mut self) {
         self.generation = None;
         self.comments.clear();
+    }
+
+    /// After an error answers may be left in the socket, and what exists is uncertain.
+    fn reset_on_error<T>(&mut self, outcome: io::Result<T>) -> io::Result<T> {
+        outcome.inspect_err(|_| *self = Self::default())
     }
 }
 
@@ -152,6 +158,7 @@ impl Rules {
             seen.forget();
             outcome = self.add(&socket, &mut seen, needs, &wanted);
         }
+        let outcome = seen.reset_on_error(outcome);
         outcome.map_err(|e| Error::kernel(format!("add rules to table inet {}", self.table), e))?;
         if let Some((_, ports)) = needs.ports {
             forget_old_flows(&socket, ports);
@@ -225,6 +232,7 @@ impl Rules {
                     .is_some_and(|prefix| comment.starts_with(prefix))
         };
         let removed = seen.socket().and_then(|socket| self.remove(&socket, gone));
+        let removed = seen.reset_on_error(removed);
         removed.map_err(|source| {
             Error::kernel(
                 format!("remove rules from table inet {}", self.table),
@@ -299,7 +307,7 @@ fn add_ports(
     }
 }
 
-fn match_port(rule: &mut nft::Expressions<'_, '_>, port: &PortMapping) {
+fn match_port(rule: &mut Expressions<'_, '_>, port: &PortMapping) {
     if let Some(ip) = port.host_ip.filter(|ip| !ip.is_unspecified()) {
         rule.address(Side::Destination, IpNet::from(ip), true);
     }

@@ -4,6 +4,7 @@
 //! system call, and the bindings generated from the kernel's specifications know neither `masq`
 //! nor `redir` while being fifty thousand lines. Nothing here decides what a pod gets.
 
+pub(crate) mod expression;
 mod message;
 pub(crate) mod nft;
 pub(crate) mod route;

@@ -1,13 +1,12 @@
 //! nftables over nfnetlink: transactions on one table, and reading its rules back by comment.
 //!
-//! Only the expressions that address translation for pods needs.
+//! What a rule says is written with `expression`.
 
 use std::io;
-use std::net::IpAddr;
 
-use ipnet::IpNet;
 use rustix::io::Errno;
 
+use super::expression::Expressions;
 use super::message::{Attrs, Batch, NLM_F_ACK, NLM_F_APPEND, NLM_F_CREATE, NLM_F_DUMP, attribute};
 use super::route::is;
 use super::socket::Socket;
@@ -25,8 +24,8 @@ const GETGEN: u16 = (SUBSYSTEM << 8) | 16;
 const CONNTRACK_DELETE: u16 = (1 << 8) | 2;
 
 const NFPROTO_INET: u8 = 1;
-const NFPROTO_IPV4: u8 = 2;
-const NFPROTO_IPV6: u8 = 10;
+pub(super) const NFPROTO_IPV4: u8 = 2;
+pub(super) const NFPROTO_IPV6: u8 = 10;
 
 const NFTA_TABLE_NAME: u16 = 1;
 const NFTA_CHAIN_TABLE: u16 = 1;
@@ -40,24 +39,9 @@ const NFTA_RULE_CHAIN: u16 = 2;
 const NFTA_RULE_HANDLE: u16 = 3;
 const NFTA_RULE_EXPRESSIONS: u16 = 4;
 const NFTA_RULE_USERDATA: u16 = 7;
-const NFTA_LIST_ELEM: u16 = 1;
-const NFTA_EXPR_NAME: u16 = 1;
-const NFTA_EXPR_DATA: u16 = 2;
-const NFTA_DATA_VALUE: u16 = 1;
-const NFTA_DATA_VERDICT: u16 = 2;
 const NFTA_GEN_ID: u16 = 1;
-const REG_VERDICT: u32 = 0;
-const REG_1: u32 = 1;
-const REG_2: u32 = 2;
-const NFT_JUMP: u32 = -3_i32 as u32;
 /// The type that `nft` gives to a comment among a rule's user data.
 const UDATA_COMMENT: u8 = 0;
-
-const META_MARK: u32 = 3;
-const META_NFPROTO: u32 = 15;
-const META_L4PROTO: u32 = 16;
-const NETWORK_HEADER: u32 = 1;
-const TRANSPORT_HEADER: u32 = 2;
 
 /// Where a base chain is hooked in (linux/netfilter.h), with the usual priority of nat there.
 #[derive(Debug, Clone, Copy)]
@@ -75,13 +59,6 @@ impl Hook {
             Self::Postrouting => (4, 100),
         }
     }
-}
-
-/// Which address of a packet is compared.
-#[derive(Debug, Clone, Copy)]
-pub(crate) enum Side {
-    Source,
-    Destination,
 }
 
 /// A rule that exists.
@@ -149,9 +126,7 @@ impl<'a> Transaction<'a> {
         self.push(NEWRULE, NLM_F_CREATE | NLM_F_APPEND, |a| {
             a.str(NFTA_RULE_TABLE, table);
             a.str(NFTA_RULE_CHAIN, chain);
-            a.nest(NFTA_RULE_EXPRESSIONS, |a| {
-                body(&mut Expressions { attrs: a })
-            });
+            a.nest(NFTA_RULE_EXPRESSIONS, |a| body(&mut Expressions::new(a)));
             let text = &comment.as_bytes()[..comment.len().min(254)];
             let len = u8::try_from(text.len() + 1).unwrap_or(u8::MAX);
             let userdata = [&[UDATA_COMMENT, len], text, &[0]].concat();
@@ -258,164 +233,6 @@ pub(crate) fn forget_udp(socket: &Socket, ipv6: bool, port: u16) -> io::Result<(
     match socket.run(&batch, |_| {}) {
         Err(refusal) if !is(&refusal.source, Errno::NOENT) => Err(refusal.source),
         _ => Ok(()),
-    }
-}
-
-/// Writer of a rule's expressions: conditions first, then what to do.
-pub(crate) struct Expressions<'a, 'b> {
-    attrs: &'a mut Attrs<'b>,
-}
-
-impl Expressions<'_, '_> {
-    fn expression(&mut self, name: &str, data: impl FnOnce(&mut Attrs<'_>)) {
-        self.attrs.nest(NFTA_LIST_ELEM, |a| {
-            a.str(NFTA_EXPR_NAME, name);
-            a.nest(NFTA_EXPR_DATA, data);
-        });
-    }
-
-    fn compare(&mut self, value: &[u8], equal: bool) {
-        self.expression("cmp", |a| {
-            a.be32(1, REG_1);
-            a.be32(2, u32::from(!equal));
-            a.nest(3, |a| a.bytes(NFTA_DATA_VALUE, value));
-        });
-    }
-
-    fn load_meta(&mut self, key: u32) {
-        self.expression("meta", |a| {
-            a.be32(1, REG_1);
-            a.be32(2, key);
-        });
-    }
-
-    fn load_payload(&mut self, base: u32, offset: u32, len: usize) {
-        self.expression("payload", |a| {
-            a.be32(1, REG_1);
-            a.be32(2, base);
-            a.be32(3, offset);
-            a.be32(4, u32::try_from(len).unwrap_or(0));
-        });
-    }
-
-    fn bitwise(&mut self, mask: &[u8], xor: &[u8]) {
-        self.expression("bitwise", |a| {
-            a.be32(1, REG_1);
-            a.be32(2, REG_1);
-            a.be32(3, u32::try_from(mask.len()).unwrap_or(0));
-            a.nest(4, |a| a.bytes(NFTA_DATA_VALUE, mask));
-            a.nest(5, |a| a.bytes(NFTA_DATA_VALUE, xor));
-        });
-    }
-
-    fn immediate(&mut self, register: u32, data: impl FnOnce(&mut Attrs<'_>)) {
-        self.expression("immediate", |a| {
-            a.be32(1, register);
-            a.nest(2, data);
-        });
-    }
-
-    /// The packet is of this address's family.
-    pub(crate) fn family_of(&mut self, address: IpAddr) {
-        self.load_meta(META_NFPROTO);
-        self.compare(
-            &[if address.is_ipv4() {
-                NFPROTO_IPV4
-            } else {
-                NFPROTO_IPV6
-            }],
-            true,
-        );
-    }
-
-    /// An address of the packet is inside (or, not `inside`, outside) this network. The family
-    /// must have been compared before.
-    pub(crate) fn address(&mut self, side: Side, net: IpNet, inside: bool) {
-        let (octets, mask) = match net.trunc() {
-            IpNet::V4(v4) => (v4.addr().octets().to_vec(), v4.netmask().octets().to_vec()),
-            IpNet::V6(v6) => (v6.addr().octets().to_vec(), v6.netmask().octets().to_vec()),
-        };
-        let offset = match (side, octets.len()) {
-            (Side::Source, 4) => 12,
-            (Side::Destination, 4) => 16,
-            (Side::Source, _) => 8,
-            (Side::Destination, _) => 24,
-        };
-        self.load_payload(NETWORK_HEADER, offset, octets.len());
-        if net.prefix_len() != net.max_prefix_len() {
-            self.bitwise(&mask, &vec![0; mask.len()]);
-        }
-        self.compare(&octets, inside);
-    }
-
-    /// The packet's destination is an address of this machine.
-    pub(crate) fn destination_is_local(&mut self) {
-        const RESULT_ADDRTYPE: u32 = 3;
-        const FLAG_DADDR: u32 = 2;
-        const RTN_LOCAL: u32 = 2;
-        self.expression("fib", |a| {
-            a.be32(1, REG_1);
-            a.be32(2, RESULT_ADDRTYPE);
-            a.be32(3, FLAG_DADDR);
-        });
-        self.compare(&RTN_LOCAL.to_ne_bytes(), true);
-    }
-
-    /// The packet is of this protocol and goes to this port.
-    pub(crate) fn port(&mut self, protocol: u8, port: u16) {
-        self.load_meta(META_L4PROTO);
-        self.compare(&[protocol], true);
-        self.load_payload(TRANSPORT_HEADER, 2, 2);
-        self.compare(&port.to_be_bytes(), true);
-    }
-
-    /// The packet's mark has this bit.
-    pub(crate) fn has_mark(&mut self, bit: u32) {
-        self.load_meta(META_MARK);
-        self.bitwise(&bit.to_ne_bytes(), &[0; 4]);
-        self.compare(&bit.to_ne_bytes(), true);
-    }
-
-    /// Sets this bit of the packet's mark.
-    pub(crate) fn set_mark(&mut self, bit: u32) {
-        self.load_meta(META_MARK);
-        self.bitwise(&(!bit).to_ne_bytes(), &bit.to_ne_bytes());
-        self.expression("meta", |a| {
-            a.be32(2, META_MARK);
-            a.be32(3, REG_1);
-        });
-    }
-
-    /// Goes on in another chain.
-    pub(crate) fn jump(&mut self, chain: &str) {
-        self.immediate(REG_VERDICT, |a| {
-            a.nest(NFTA_DATA_VERDICT, |a| {
-                a.be32(1, NFT_JUMP);
-                a.str(2, chain);
-            });
-        });
-    }
-
-    /// Sends the packet to this address and port instead.
-    pub(crate) fn dnat(&mut self, address: IpAddr, port: u16) {
-        const NAT_DNAT: u32 = 1;
-        let (octets, family) = match address {
-            IpAddr::V4(v4) => (v4.octets().to_vec(), NFPROTO_IPV4),
-            IpAddr::V6(v6) => (v6.octets().to_vec(), NFPROTO_IPV6),
-        };
-        self.immediate(REG_1, |a| a.bytes(NFTA_DATA_VALUE, &octets));
-        self.immediate(REG_2, |a| a.bytes(NFTA_DATA_VALUE, &port.to_be_bytes()));
-        self.expression("nat", |a| {
-            a.be32(1, NAT_DNAT);
-            a.be32(2, family.into());
-            a.be32(3, REG_1);
-            a.be32(5, REG_2);
-        });
-    }
-
-    /// Gives the packet the address of the interface that it leaves by.
-    pub(crate) fn masquerade(&mut self) {
-        self.expression("masq", |_| {});
     }
 }
 

@@ -404,6 +404,64 @@ fn udp_ports_and_host_addresses() {
 }
 
 #[test]
+fn addresses_hardware_and_resolver_as_asked_for() {
+    on_own_machine(|machine| async move {
+        let resolv_conf =
+            "# local\nnameserver 10.0.0.53\nsearch a.example b.example\noptions ndots:2\n";
+        std::fs::write(machine.path("resolv.conf"), resolv_conf).unwrap();
+        let ipam = json!({
+            "type": "host-local", "subnet": "10.99.0.0/24",
+            "resolvConf": machine.path("resolv.conf"),
+            "routes": [{ "dst": "192.0.2.0/24", "gw": "10.99.0.9", "mtu": 1300, "priority": 7 }],
+        });
+        let extra = json!({ "portIsolation": true, "capabilities": { "ips": true, "mac": true } });
+        machine.conflist("10-net.conflist", json!([bridge(&ipam, extra)]));
+        let network = machine.network();
+        let (one, two) = (PodNs::new(), PodNs::new());
+        let mut pod = Pod::new("aaaa", one.netns());
+        pod.ips = vec!["10.99.0.42/24".parse().unwrap()];
+        pod.mac = Some("02:11:22:33:44:55".into());
+        let attachment = network.add(pod.clone()).await.unwrap();
+        assert_eq!(attachment.ips, ["10.99.0.42".parse::<IpAddr>().unwrap()]);
+        assert_eq!(attachment.dns.servers, ["10.0.0.53"]);
+        assert_eq!(attachment.dns.searches, ["a.example", "b.example"]);
+        assert_eq!(attachment.dns.options, ["ndots:2"]);
+        let (mac, routes) = one.inside(|| {
+            let link = route::link(&Socket::route().unwrap(), "eth0")
+                .unwrap()
+                .unwrap();
+            (
+                link.mac,
+                std::fs::read_to_string("/proc/thread-self/net/route").unwrap(),
+            )
+        });
+        assert_eq!(mac, "02:11:22:33:44:55");
+        assert!(
+            routes.contains("eth0\t000200C0\t0900630A\t0003\t0\t0\t7\t"),
+            "{routes}"
+        );
+
+        // Isolated ports reach the gateway, not each other.
+        let other = network.add(Pod::new("bbbb", two.netns())).await.unwrap();
+        two.serve(80);
+        assert!(ask((other.ips[0], 80)).is_ok());
+        assert!(one.inside(|| ask((other.ips[0], 80))).is_err());
+
+        pod.id = "cccc".into();
+        pod.mac = Some("nonsense".into());
+        let error = network.add(pod.clone()).await.unwrap_err();
+        assert!(matches!(error, Error::AddressUnavailable { .. }), "{error}");
+        pod.ips.clear();
+        let error = network.add(pod).await.unwrap_err();
+        assert!(
+            error.to_string().contains("hardware address \"nonsense\""),
+            "{error}"
+        );
+        assert_eq!(machine.addresses_in_use().len(), 2);
+    });
+}
+
+#[test]
 fn a_full_subnet_is_a_typed_error_and_leaves_nothing() {
     on_own_machine(|machine| async move {
         let ipam = json!({ "type": "host-local", "subnet": "10.99.0.0/30" });
