@@ -8,6 +8,12 @@
 //! This crate never talks to a registry, a network plugin or the CRI, and nothing in it but
 //! [`client`] is asynchronous.
 
+#![expect(unsafe_code, reason = "forking, and signals as a descriptor")]
+
 pub mod client;
 pub mod ids;
 pub mod proto;
+pub mod zygote;
+
+mod log;
+mod shim;

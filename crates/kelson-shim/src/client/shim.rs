@@ -258,6 +258,9 @@ impl ShimEvents {
                 Ok(Some(Event::OomKilled { container })) => {
                     return ShimEvent::OomKilled { container };
                 }
+                Ok(Some(Event::Note { container, message })) => {
+                    tracing::info!(%container, "{message}");
+                }
                 Ok(Some(Event::Ready(_) | Event::Failed(_))) => {}
                 Ok(None) => return ShimEvent::Closed,
                 Err(error) => {

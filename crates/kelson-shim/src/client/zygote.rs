@@ -53,12 +53,12 @@ impl Zygote {
     /// # Errors
     /// When the program cannot be copied or executed.
     pub fn start(program: &Path) -> Result<Self, ShimError> {
-        let program = std::fs::File::open(program)
-            .map_err(|source| ShimError::Zygote {
-                action: "read",
-                source,
-            })?
-            .into();
+        let program = kelson_sys::memfd::sealed_copy_of(program, "kelson").map_err(|error| {
+            ShimError::Zygote {
+                action: "copied",
+                source: error.into(),
+            }
+        })?;
         let running = spawn(&program)?;
         Ok(Self {
             program,

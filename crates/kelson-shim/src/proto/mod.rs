@@ -276,6 +276,13 @@ pub enum Event {
         /// The container.
         container: ContainerId,
     },
+    /// A new process got less than its specification asks for; for the daemon's log.
+    Note {
+        /// The container.
+        container: ContainerId,
+        /// What was reduced, and to what.
+        message: String,
+    },
 }
 
 /// A process has been started.

@@ -1,0 +1,31 @@
+//! A real zygote, real shims and real containers, as root. The test program is the zygote's program
+//! too, which is why it has a `main` of its own.
+
+#![allow(clippy::unwrap_used, clippy::print_stderr, reason = "tests")]
+
+mod exec;
+mod life;
+mod logs;
+mod pods;
+mod world;
+
+use std::process::ExitCode;
+
+use libtest_mimic::{Arguments, Trial};
+
+fn main() -> ExitCode {
+    if std::env::args().nth(1).as_deref() == Some("zygote") {
+        return kelson_shim::zygote::main();
+    }
+    let arguments = Arguments::from_args();
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("skipped: needs root");
+        return ExitCode::SUCCESS;
+    }
+    let mut trials: Vec<Trial> = Vec::new();
+    trials.extend(life::trials());
+    trials.extend(logs::trials());
+    trials.extend(exec::trials());
+    trials.extend(pods::trials());
+    libtest_mimic::run(&arguments, trials).exit_code()
+}
