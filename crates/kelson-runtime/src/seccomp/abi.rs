@@ -94,9 +94,10 @@ impl Abi {
         }
     }
 
-    /// Whether arguments have 32 bits.
+    /// Whether arguments have 32 bits, or are meant to: the upper halves of an x32 process's are not
+    /// looked at.
     pub(super) fn is_32_bit(self) -> bool {
-        matches!(self, Self::X86 | Self::Arm)
+        matches!(self, Self::X32 | Self::X86 | Self::Arm)
     }
 
     /// Calls `each` with the name and number of every call, in no particular order.

@@ -44,7 +44,7 @@ pub(super) fn action(action: Action, errno: u32) -> u32 {
 pub(super) fn program(sections: &[Section]) -> Vec<Insn> {
     let mut program = vec![statement(LOAD, ARCHITECTURE)];
     for section in sections {
-        let search = search(&section.verdicts, section.is_32_bit);
+        let search = search(&section.verdicts);
         program.push(branch(JUMP_EQUAL, section.audit, 1, 0));
         program.push(statement(JUMP, distance(search.len() + 1)));
         program.push(statement(LOAD, NUMBER));
@@ -72,12 +72,12 @@ fn distance(instructions: usize) -> u32 {
 }
 
 /// Finds the verdict for the number in the accumulator.
-fn search(verdicts: &[(u32, Verdict)], is_32_bit: bool) -> Vec<Insn> {
+fn search(verdicts: &[(u32, Verdict)]) -> Vec<Insn> {
     let (below, above) = verdicts.split_at(verdicts.len() / 2);
     match (below, above) {
-        ([], [(_, only), ..]) => verdict(only, is_32_bit),
+        ([], [(_, only), ..]) => verdict(only),
         (_, [(pivot, _), ..]) => {
-            let (low, high) = (search(below, is_32_bit), search(above, is_32_bit));
+            let (low, high) = (search(below), search(above));
             let mut code = Vec::with_capacity(low.len() + high.len() + 2);
             match u8::try_from(low.len()) {
                 Ok(skip) => code.push(branch(JUMP_GREATER_EQUAL, *pivot, skip, 0)),
@@ -94,11 +94,15 @@ fn search(verdicts: &[(u32, Verdict)], is_32_bit: bool) -> Vec<Insn> {
     }
 }
 
-fn verdict(verdict: &Verdict, is_32_bit: bool) -> Vec<Insn> {
+fn verdict(verdict: &Verdict) -> Vec<Insn> {
     match verdict {
         Verdict::Answer(value) => vec![answer(*value)],
-        Verdict::Rules(rules, otherwise) => {
-            let mut code: Vec<_> = rules.iter().flat_map(|r| rule(r, is_32_bit)).collect();
+        Verdict::Rules {
+            rules,
+            otherwise,
+            is_32_bit,
+        } => {
+            let mut code: Vec<_> = rules.iter().flat_map(|r| rule(r, *is_32_bit)).collect();
             code.push(answer(*otherwise));
             code
         }

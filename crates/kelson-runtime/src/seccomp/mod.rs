@@ -148,7 +148,7 @@ fn compile_for(machine: Machine, seccomp: &LinuxSeccomp) -> Result<Program, Secc
     let listed = seccomp.architectures().as_deref().unwrap_or_default();
     let sections: Vec<_> = machine
         .sections(listed)
-        .map(|abis| book.section(abis))
+        .map(|abis| book.section(&abis))
         .collect();
     let filter = code::program(&sections);
     if filter.len() > MAX_INSTRUCTIONS {

@@ -1,6 +1,6 @@
 //! The rules of a filter, sorted by system call, and what they mean for one interface.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 
 use oci_spec::runtime::{
     LinuxSeccomp, LinuxSeccompAction as Action, LinuxSeccompOperator as Operator,
@@ -36,15 +36,18 @@ pub(super) struct Rule {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Verdict {
     Answer(u32),
-    /// The first rule that holds, else the answer.
-    Rules(Vec<Rule>, u32),
+    /// The first rule that holds, else the answer. Arguments have 32 or 64 bits.
+    Rules {
+        rules: Vec<Rule>,
+        otherwise: u32,
+        is_32_bit: bool,
+    },
 }
 
 /// All there is to know about the processes of one `AUDIT_ARCH_*`.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Section {
     pub(super) audit: u32,
-    pub(super) is_32_bit: bool,
     /// Ascending from 0: each verdict holds from its number to before the next.
     pub(super) verdicts: Vec<(u32, Verdict)>,
 }
@@ -99,28 +102,21 @@ impl<'a> RuleBook<'a> {
         Ok(book)
     }
 
-    /// What the filter means for interfaces that share an `AUDIT_ARCH_*`.
-    pub(super) fn section(&self, abis: Vec<Abi>) -> Section {
-        let first = abis[0];
-        let mut verdicts = BTreeMap::new();
-        for abi in &abis {
+    /// What the filter means for interfaces that share an `AUDIT_ARCH_*`, the native one first.
+    pub(super) fn section(&self, abis: &[Abi]) -> Section {
+        let audit = abis[0].audit();
+        let mut verdicts = Vec::new();
+        for abi in abis {
             self.add_calls(*abi, &mut verdicts);
         }
-        if first.audit() == Abi::X86_64.audit() && !abis.contains(&Abi::X32) {
-            verdicts.insert(
-                X32_BIT,
-                Verdict::Answer(code::action(Action::ScmpActKill, 0)),
-            );
+        if audit == Abi::X86_64.audit() && !abis.contains(&Abi::X32) {
+            let kill = code::action(Action::ScmpActKill, 0);
+            verdicts.push((X32_BIT, Verdict::Answer(kill)));
             // A tracer's way to skip a call.
-            verdicts.insert(u32::MAX, Verdict::Answer(self.unknown()));
+            verdicts.push((u32::MAX, Verdict::Answer(self.unknown())));
         }
-        let mut verdicts: Vec<_> = verdicts.into_iter().collect();
         verdicts.dedup_by(|later, earlier| later.1 == earlier.1);
-        Section {
-            audit: first.audit(),
-            is_32_bit: first.is_32_bit(),
-            verdicts,
-        }
+        Section { audit, verdicts }
     }
 
     /// The answer for calls that are newer than the filter.
@@ -134,45 +130,63 @@ impl<'a> RuleBook<'a> {
 
     /// Adds the verdicts of one interface: for each named call, for what is between, and for what
     /// is above.
-    fn add_calls(&self, abi: Abi, verdicts: &mut BTreeMap<u32, Verdict>) {
-        let mut calls: BTreeMap<u32, Vec<Rule>> = BTreeMap::new();
+    fn add_calls(&self, abi: Abi, verdicts: &mut Vec<(u32, Verdict)>) {
+        let mut named: Vec<(u32, &[Rule])> = Vec::new();
+        let mut behind: Vec<(u32, Rule)> = Vec::new();
         abi.calls(|name, number| {
-            let own = self.rules.get(name).into_iter().flatten().cloned();
-            let members = abi.multiplexed(name).iter();
-            let members =
-                members.filter_map(|(member, value)| companion(self.rules.get(member)?, *value));
-            let rules: Vec<_> = own.chain(members).collect();
-            if !rules.is_empty() || self.rules.contains_key(name) {
-                calls.entry(number).or_default().extend(rules);
+            named.extend(self.rules.get(name).map(|rules| (number, rules.as_slice())));
+            for (member, value) in abi.multiplexed(name) {
+                let rules = self
+                    .rules
+                    .get(member)
+                    .map(Vec::as_slice)
+                    .unwrap_or_default();
+                behind.extend(companion(rules, *value).map(|rule| (number, rule)));
             }
         });
-        let begin = if abi == Abi::X32 { X32_BIT } else { 0 };
+        named.extend(
+            behind
+                .iter()
+                .map(|(number, rule)| (*number, std::slice::from_ref(rule))),
+        );
+        named.sort_by_key(|(number, _)| *number);
+
         let private = |number: u32| abi == Abi::Arm && number >= ARM_PRIVATE;
-        let last = calls.keys().copied().rfind(|number| !private(*number));
-        verdicts.insert(begin, Verdict::Answer(self.default));
-        if let Some(last) = last {
-            verdicts.insert(last + 1, Verdict::Answer(self.unknown()));
+        let last = named
+            .iter()
+            .map(|(number, _)| *number)
+            .rfind(|number| !private(*number));
+        // What holds from a number on that is not named.
+        let unnamed = |number| {
+            let newer = last.is_some_and(|last| number > last);
+            Verdict::Answer(if newer { self.unknown() } else { self.default })
+        };
+        let mut next = if abi == Abi::X32 { X32_BIT } else { 0 };
+        for call in named.chunk_by(|a, b| a.0 == b.0) {
+            let number = call[0].0;
+            if number > next {
+                verdicts.push((next, unnamed(next)));
+            }
+            let rules = call.iter().flat_map(|(_, rules)| *rules);
+            verdicts.push((number, self.verdict(rules, abi)));
+            next = number + 1;
         }
-        for (number, rules) in calls {
-            verdicts.insert(number, self.verdict(rules));
-            // What comes next unless it is named, too.
-            let above = match last {
-                Some(last) if number >= last => self.unknown(),
-                _ => self.default,
-            };
-            verdicts.insert(number + 1, Verdict::Answer(above));
-        }
+        verdicts.push((next, unnamed(next)));
     }
 
-    fn verdict(&self, mut rules: Vec<Rule>) -> Verdict {
-        if let Some(rule) = rules.iter().find(|rule| rule.conditions.is_empty()) {
+    fn verdict<'r>(&self, rules: impl Iterator<Item = &'r Rule> + Clone, abi: Abi) -> Verdict {
+        if let Some(rule) = rules.clone().find(|rule| rule.conditions.is_empty()) {
             return Verdict::Answer(rule.answer);
         }
-        rules.dedup();
+        let rules: Vec<_> = rules.cloned().collect();
         if rules.is_empty() {
             Verdict::Answer(self.default)
         } else {
-            Verdict::Rules(rules, self.default)
+            Verdict::Rules {
+                rules,
+                otherwise: self.default,
+                is_32_bit: abi.is_32_bit(),
+            }
         }
     }
 }
