@@ -55,16 +55,14 @@ pub fn exec(exec: Exec<'_>) -> Result<Launched, LaunchError> {
     let namespaces = differing_namespaces(exec.init)?;
     let (progress, theirs) =
         Progress::pair().map_err(|e| LaunchError::system("make a socket pair", e))?;
-    let cloned = {
-        let other_pids = namespaces & ns::PID != 0;
-        let _in_namespace = other_pids
-            .then(|| InPidNamespace::enter(&init))
-            .transpose()?;
-        // SAFETY: callers of this crate are single-threaded.
-        unsafe { process::clone3(0, entry.clone_into()) }
-    };
-    match cloned.map_err(|e| LaunchError::system("clone a process", e))? {
-        Cloned::Child => steps::run_further(steps::Further {
+    let other_pids = namespaces & ns::PID != 0;
+    let in_namespace = other_pids
+        .then(|| InPidNamespace::enter(&init))
+        .transpose()?;
+    // SAFETY: callers of this crate are single-threaded.
+    let cloned = unsafe { process::clone3(0, entry.clone_into()) };
+    if let Ok(Cloned::Child) = cloned {
+        steps::run_further(steps::Further {
             process: steps::NewProcess {
                 plan: &plan,
                 stdio: exec.stdio,
@@ -84,16 +82,10 @@ pub fn exec(exec: Exec<'_>) -> Result<Launched, LaunchError> {
             },
             init,
             namespaces: namespaces & !ns::PID,
-        }),
-        Cloned::Parent(child) => {
-            drop(theirs);
-            Ok(Launched {
-                pid: child.pid,
-                pidfd: child.pidfd,
-                progress,
-            })
-        }
+        })
     }
+    drop(in_namespace);
+    Launched::new(cloned, progress)
 }
 
 /// Flags of the namespaces in which the process of `pidfd` is and the caller is not.

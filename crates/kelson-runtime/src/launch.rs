@@ -151,16 +151,14 @@ fn make(launch: Launch<'_>, plan: &ContainerPlan) -> Result<Launched, LaunchErro
         .map(|path| open_namespace(path));
     let pid_namespace = pid_namespace.transpose()?;
 
-    let cloned = {
-        let _in_namespace = pid_namespace
-            .as_ref()
-            .map(InPidNamespace::enter)
-            .transpose()?;
-        // SAFETY: callers of this crate are single-threaded.
-        unsafe { process::clone3(clone_flags(plan, &entry), entry.clone_into()) }
-    };
-    match cloned.map_err(|e| LaunchError::system("clone a process", e))? {
-        Cloned::Child => steps::run_container(steps::Container {
+    let in_namespace = pid_namespace
+        .as_ref()
+        .map(InPidNamespace::enter)
+        .transpose()?;
+    // SAFETY: callers of this crate are single-threaded.
+    let cloned = unsafe { process::clone3(clone_flags(plan, &entry), entry.clone_into()) };
+    if let Ok(Cloned::Child) = cloned {
+        steps::run_container(steps::Container {
             process: steps::NewProcess {
                 plan: &plan.process,
                 stdio,
@@ -180,19 +178,32 @@ fn make(launch: Launch<'_>, plan: &ContainerPlan) -> Result<Launched, LaunchErro
             cgroup,
             sources: Vec::new(),
             root: None,
-        }),
-        Cloned::Parent(child) => {
-            drop(theirs);
-            let mut launched = Launched {
+        })
+    }
+    drop(in_namespace);
+    let mut launched = Launched::new(cloned, progress)?;
+    if new_user_namespace && let Err(error) = open_user_namespace(&mut launched, plan) {
+        abandon(&launched);
+        return Err(error);
+    }
+    Ok(launched)
+}
+
+impl Launched {
+    /// The maker's side of a clone.
+    pub(crate) fn new(
+        cloned: rustix::io::Result<Cloned>,
+        progress: Progress,
+    ) -> Result<Self, LaunchError> {
+        match cloned {
+            Ok(Cloned::Parent(child)) => Ok(Self {
                 pid: child.pid,
                 pidfd: child.pidfd,
                 progress,
-            };
-            if new_user_namespace && let Err(error) = open_user_namespace(&mut launched, plan) {
-                abandon(&launched);
-                return Err(error);
-            }
-            Ok(launched)
+            }),
+            // The child's side never gets here.
+            Ok(Cloned::Child) => process::exit_now(1),
+            Err(e) => Err(LaunchError::system("clone a process", e)),
         }
     }
 }

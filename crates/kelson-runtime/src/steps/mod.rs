@@ -91,6 +91,7 @@ type Steps<T> = [(Step, fn(&mut T) -> Result<(), Failure>)];
 /// Starts a container's first process. Never returns: the program is executed, or the failure
 /// told and the process ended.
 pub(crate) fn run_container<'a>(mut container: Container<'a>) -> ! {
+    let _end = EndOnUnwind;
     let steps: &Steps<Container<'a>> = &[
         (Step::Prepare, |c| prepare::run(&mut c.process)),
         (Step::Cgroup, namespaces::enter_cgroup),
@@ -113,6 +114,7 @@ pub(crate) fn run_container<'a>(mut container: Container<'a>) -> ! {
 
 /// Starts a further process in a container. Never returns.
 pub(crate) fn run_further<'a>(mut further: Further<'a>) -> ! {
+    let _end = EndOnUnwind;
     let steps: &Steps<Further<'a>> = &[
         (Step::Prepare, |f| prepare::run(&mut f.process)),
         (Step::Cgroup, |f| namespaces::enter_cgroup_of(&f.process)),
@@ -126,6 +128,7 @@ pub(crate) fn run_further<'a>(mut further: Further<'a>) -> ! {
 
 /// What both have in common, inside the container's root.
 fn run_process<'a>(mut process: NewProcess<'a>) -> ! {
+    let _end = EndOnUnwind;
     let steps: &Steps<NewProcess<'a>> = &[
         (Step::Console, console::streams),
         (Step::Limits, limits::apply),
@@ -141,6 +144,15 @@ fn run_process<'a>(mut process: NewProcess<'a>) -> ! {
     ];
     run(steps, &mut process, |p| &p.channel);
     kelson_sys::process::exit_now(1)
+}
+
+/// Ends the process when a panic unwinds through it: the frames above belong to its maker.
+struct EndOnUnwind;
+
+impl Drop for EndOnUnwind {
+    fn drop(&mut self) {
+        kelson_sys::process::exit_now(1)
+    }
 }
 
 fn run<T>(steps: &Steps<T>, subject: &mut T, channel: fn(&T) -> &Channel) {

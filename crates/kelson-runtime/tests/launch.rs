@@ -1,0 +1,629 @@
+//! Containers that really run: namespaces, mounts, devices, credentials, limits.
+
+mod common;
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+
+use common::{World, alone, merge, sh};
+use kelson_runtime::{Kind, LaunchError, Rootfs, Step};
+use serde_json::json;
+
+fn output(world: &World) -> String {
+    let finished = world.run();
+    assert_eq!(finished.code, 0, "{finished:?}");
+    finished.out
+}
+
+fn add_mount(world: &mut World, mount: serde_json::Value) {
+    world.spec["mounts"].as_array_mut().unwrap().push(mount);
+}
+
+#[test]
+fn the_exit_code_and_the_output_come_back() {
+    alone(|| {
+        let finished = World::new("echo out; echo err >&2; exit 7").run();
+        assert_eq!(
+            (finished.code, finished.out.as_str()),
+            (7, "out\n"),
+            "{finished:?}"
+        );
+        assert_eq!(finished.err, "err\n");
+    });
+}
+
+#[test]
+fn namespaces_are_its_own_or_the_callers() {
+    alone(|| {
+        let script = "for n in mnt pid uts ipc net cgroup user; do readlink /proc/self/ns/$n; done; \
+                      hostname; echo $$";
+        let mut world = World::new(script);
+        let own = |name| fs::read_link(format!("/proc/self/ns/{name}")).unwrap();
+        let names = ["mnt", "pid", "uts", "ipc", "net", "cgroup", "user"];
+        let out = output(&world);
+        let lines: Vec<_> = out.lines().collect();
+        for (name, line) in names.iter().zip(&lines) {
+            assert_eq!(own(name) == Path::new(line), *name == "user", "{name}");
+        }
+        assert_eq!(&lines[7..], ["box", "1"]);
+
+        world.spec["hostname"] = json!("");
+        world.spec["linux"]["namespaces"] = json!([{"type": "mount"}, {"type": "pid"}]);
+        let out = output(&world);
+        for (name, line) in names.iter().zip(out.lines()) {
+            assert_eq!(
+                own(name) != Path::new(line),
+                ["mnt", "pid"].contains(name),
+                "{name}"
+            );
+        }
+    });
+}
+
+#[test]
+fn a_namespace_is_joined_by_its_path() {
+    alone(|| {
+        let first_world = World::new("sleep 100");
+        let first = first_world.start();
+        let world = World::new("readlink /proc/self/ns/net; readlink /proc/1/ns/pid; echo $$");
+        let first = first.unwrap();
+        let pid = first.launched.pid;
+        let mut world = world;
+        world.spec["linux"]["namespaces"] = json!([
+            {"type": "mount"}, {"type": "uts"},
+            {"type": "network", "path": format!("/proc/{pid}/ns/net")},
+            {"type": "pid", "path": format!("/proc/{pid}/ns/pid")},
+        ]);
+        let out = output(&world);
+        let lines: Vec<_> = out.lines().collect();
+        for (name, line) in ["net", "pid"].iter().zip(&lines) {
+            let theirs = fs::read_link(format!("/proc/{pid}/ns/{name}")).unwrap();
+            assert_eq!(theirs, Path::new(line));
+        }
+        assert_ne!(lines[2], "1");
+        // The caller itself stayed where it was.
+        let own = fs::read_link("/proc/self/ns/pid_for_children").unwrap();
+        assert_eq!(own, fs::read_link("/proc/self/ns/pid").unwrap());
+        kelson_sys::process::pidfd_send_signal(
+            std::os::fd::AsFd::as_fd(&first.launched.pidfd),
+            libc::SIGKILL,
+        )
+        .unwrap();
+        assert_eq!(first.wait(), 128 + libc::SIGKILL);
+    });
+}
+
+#[test]
+fn the_usual_devices_are_there() {
+    alone(|| {
+        let script = "cd /dev; stat -c '%n %t:%T %a' null zero full random urandom tty; \
+                      for l in fd stdin stdout stderr ptmx; do readlink $l; done; \
+                      echo x > null; head -c 3 zero | wc -c; test ! -e console && ls core 2>&1";
+        let finished = World::new(script).run();
+        let expected = "null 1:3 666\nzero 1:5 666\nfull 1:7 666\nrandom 1:8 666\n\
+                        urandom 1:9 666\ntty 5:0 666\n/proc/self/fd\n/proc/self/fd/0\n\
+                        /proc/self/fd/1\n/proc/self/fd/2\npts/ptmx\n3\n";
+        assert!(finished.out.starts_with(expected), "{finished:?}");
+    });
+}
+
+#[test]
+fn a_device_of_the_specification_is_made() {
+    alone(|| {
+        let mut world = World::new("stat -c '%F %t:%T %a %u:%g' /dev/some/fuse");
+        world.spec["linux"]["devices"] = json!([{"path": "/dev/some/fuse", "type": "c",
+            "major": 10, "minor": 229, "fileMode": 0o640, "uid": 7, "gid": 8}]);
+        assert_eq!(output(&world), "character special file a:e5 640 7:8\n");
+    });
+}
+
+#[test]
+fn what_is_masked_is_empty_and_what_is_protected_is_read_only() {
+    alone(|| {
+        let mut world = World::new(
+            "cat /proc/keys | wc -c; ls /secret | wc -l; ls /sys/firmware | wc -l; \
+             echo 1 > /proc/sys/kernel/printk; touch /plain/x; touch /secret/x; cat /file",
+        );
+        for dir in ["secret", "plain"] {
+            fs::create_dir(world.root().join(dir)).unwrap();
+        }
+        fs::write(world.root().join("secret/key"), "k").unwrap();
+        fs::write(world.root().join("file"), "k").unwrap();
+        let masked = json!([
+            "/proc/keys",
+            "/sys/firmware",
+            "/secret",
+            "/file",
+            "/nothing"
+        ]);
+        world.spec["linux"]["maskedPaths"] = masked;
+        world.spec["linux"]["readonlyPaths"] = json!(["/proc/sys", "/plain", "/nothing"]);
+        let finished = world.run();
+        assert_eq!(finished.out, "0\n0\n0\n", "{finished:?}");
+        assert_eq!(
+            finished.err.matches("Read-only file system").count(),
+            3,
+            "{finished:?}"
+        );
+        assert!(world.root().join("secret/key").exists());
+    });
+}
+
+#[test]
+fn a_link_for_a_mount_target_stays_inside() {
+    alone(|| {
+        let mut world = World::new("cat /inner/mounted/file; cat /etc/resolv.conf");
+        let outside = world.dir.path().join("outside");
+        fs::create_dir(&outside).unwrap();
+        let source = world.dir.path().join("source");
+        fs::create_dir(&source).unwrap();
+        fs::write(source.join("file"), "bound\n").unwrap();
+        fs::write(world.dir.path().join("resolv"), "nameserver\n").unwrap();
+        // To the host's directory by an absolute path, and out by dots.
+        symlink(&outside, world.root().join("evil")).unwrap();
+        symlink("../../../../inner", world.root().join("climb")).unwrap();
+        symlink("../run/stub.conf", world.root().join("etc/resolv.conf")).unwrap();
+        add_mount(
+            &mut world,
+            json!({"destination": "/climb/mounted", "type": "bind",
+            "source": source, "options": ["rbind", "ro"]}),
+        );
+        add_mount(
+            &mut world,
+            json!({"destination": "/evil/sub", "type": "tmpfs",
+            "source": "tmpfs"}),
+        );
+        let resolv = world.dir.path().join("resolv");
+        add_mount(
+            &mut world,
+            json!({"destination": "/etc/resolv.conf", "type": "bind",
+            "source": resolv, "options": ["bind"]}),
+        );
+        assert_eq!(output(&world), "bound\nnameserver\n");
+        assert_eq!(fs::read_dir(&outside).unwrap().count(), 0);
+        assert!(!world.dir.path().join("inner").exists());
+        assert!(world.root().join("run/stub.conf").exists());
+    });
+}
+
+#[test]
+fn an_image_cannot_redirect_dev() {
+    alone(|| {
+        let mut world = World::new("stat -c %t:%T /dev/null; stat -c %t:%T /real/null");
+        let outside = world.dir.path().join("outside");
+        fs::create_dir(&outside).unwrap();
+        // No mount on /dev: the nodes go where the image says that /dev is, but inside.
+        world.spec["mounts"] = json!([world.spec["mounts"][0]]);
+        symlink("/../../real", world.root().join("dev")).unwrap();
+        fs::create_dir(world.root().join("real")).unwrap();
+        symlink(&outside, world.root().join("real/null")).unwrap();
+        symlink(outside.join("made"), world.root().join("real/zero")).unwrap();
+        assert_eq!(output(&world), "1:3\n1:3\n");
+        assert_eq!(fs::read_dir(&outside).unwrap().count(), 0);
+    });
+}
+
+#[test]
+fn proc_is_not_mounted_on_a_link() {
+    alone(|| {
+        let world = World::new("true");
+        fs::create_dir(world.root().join("elsewhere")).unwrap();
+        symlink("elsewhere", world.root().join("proc")).unwrap();
+        assert_eq!(world.fail().step, Step::Mounts);
+    });
+}
+
+#[test]
+fn nothing_of_the_host_is_left_in_the_mount_table() {
+    alone(|| {
+        let world = World::new("cat /proc/self/mountinfo");
+        let out = output(&world);
+        assert!(
+            out.lines().all(|line| !line.contains("/sandboxing")),
+            "{out}"
+        );
+        let root = world.root();
+        let host = fs::read_to_string("/proc/self/mountinfo").unwrap();
+        assert!(!host.contains(root.to_str().unwrap()), "{host}");
+        for mounted in [" / / ", " /proc ", " /dev/pts ", " /sys/fs/cgroup/memory "] {
+            if mounted.contains("memory") && !host.contains("/sys/fs/cgroup/memory ") {
+                continue;
+            }
+            assert!(
+                out.contains(mounted) || mounted == " / / ",
+                "{mounted} is missing: {out}"
+            );
+        }
+    });
+}
+
+#[test]
+fn options_of_mounts_take_effect() {
+    alone(|| {
+        let mut world = World::new(
+            "grep -E ' /(a|b|a/sub) ' /proc/mounts | while read s t f o r; do echo $t $o; done; \
+             touch /a/x; touch /b/x",
+        );
+        let source = world.dir.path().join("source");
+        fs::create_dir_all(source.join("sub")).unwrap();
+        add_mount(
+            &mut world,
+            json!({"destination": "/a", "type": "none", "source": source,
+            "options": ["rbind", "ro", "nosuid", "nodev", "noexec", "rprivate"]}),
+        );
+        add_mount(
+            &mut world,
+            json!({"destination": "/b", "type": "tmpfs", "source": "tmpfs",
+            "options": ["size=64k", "mode=700", "noatime", "nosuid"]}),
+        );
+        let finished = world.run();
+        let lines: Vec<_> = finished.out.lines().collect();
+        assert!(
+            lines[0].starts_with("/a ro,nosuid,nodev,noexec"),
+            "{finished:?}"
+        );
+        assert!(lines[1].starts_with("/b rw,nosuid,noatime"), "{finished:?}");
+        assert!(
+            lines[1].contains("size=64k") && lines[1].contains("mode=700"),
+            "{finished:?}"
+        );
+        assert_eq!(finished.err.matches("Read-only").count(), 1, "{finished:?}");
+        assert_eq!(finished.code, 0);
+    });
+}
+
+#[test]
+fn an_unknown_option_is_explained_by_the_kernel() {
+    alone(|| {
+        let mut world = World::new("true");
+        add_mount(
+            &mut world,
+            json!({"destination": "/a", "type": "tmpfs", "source": "tmpfs",
+            "options": ["nonsense=1"]}),
+        );
+        let error = world.fail();
+        assert_eq!(error.step, Step::Mounts);
+        assert!(error.what.contains("nonsense"), "{error}");
+    });
+}
+
+#[test]
+fn the_root_can_be_read_only() {
+    alone(|| {
+        let mut world = World::new("touch /x; touch /tmp/x; touch /dev/shm/x && echo shm");
+        world.spec["root"]["readonly"] = json!(true);
+        let finished = world.run();
+        assert_eq!(finished.out, "shm\n", "{finished:?}");
+        assert_eq!(
+            finished.err.matches("Read-only file system").count(),
+            2,
+            "{finished:?}"
+        );
+        assert!(!world.root().join("x").exists());
+    });
+}
+
+fn overlay(world: &mut World, layers: usize) -> PathBuf {
+    let dir = world.dir.path().to_owned();
+    let mut lower = Vec::new();
+    for i in (0..layers).rev() {
+        let layer = dir.join(format!("layer,{i}:x"));
+        fs::create_dir(&layer).unwrap();
+        fs::write(layer.join("top"), format!("{i}\n")).unwrap();
+        fs::write(layer.join(format!("of{i}")), "").unwrap();
+        lower.push(layer);
+    }
+    lower.push(world.root());
+    let upper = dir.join("upper");
+    fs::create_dir(&upper).unwrap();
+    fs::create_dir(dir.join("work")).unwrap();
+    world.rootfs = Rootfs::Overlay {
+        lower,
+        upper: upper.clone(),
+        work: dir.join("work"),
+    };
+    upper
+}
+
+#[test]
+fn an_overlay_of_sixty_layers_is_mounted_for_the_container_alone() {
+    alone(|| {
+        let mut world = World::new("cat /top; ls / | grep -c ^of; echo new > /written");
+        let upper = overlay(&mut world, 60);
+        assert_eq!(output(&world), "59\n60\n");
+        assert_eq!(fs::read_to_string(upper.join("written")).unwrap(), "new\n");
+        let host = fs::read_to_string("/proc/self/mountinfo").unwrap();
+        assert!(!host.contains(world.dir.path().to_str().unwrap()), "{host}");
+    });
+}
+
+#[test]
+fn capabilities_are_those_of_the_specification() {
+    alone(|| {
+        let mut world = World::new("grep Cap /proc/self/status");
+        let caps = json!(["CAP_CHOWN", "CAP_KILL"]);
+        world.spec["process"]["capabilities"] =
+            json!({"bounding": caps, "effective": caps, "permitted": caps});
+        let value = "0000000000000021";
+        let none = "0000000000000000";
+        let expected = format!(
+            "CapInh:\t{none}\nCapPrm:\t{value}\nCapEff:\t{value}\nCapBnd:\t{value}\nCapAmb:\t{none}\n"
+        );
+        assert_eq!(output(&world), expected);
+
+        // A user has none, except ambient ones.
+        merge(
+            &mut world.spec["process"]["user"],
+            &json!({"uid": 1000, "gid": 1000}),
+        );
+        let out = output(&world);
+        assert!(out.contains(&format!("CapEff:\t{none}")), "{out}");
+        world.spec["process"]["capabilities"] = json!({"bounding": caps, "effective": caps,
+            "permitted": caps, "inheritable": caps, "ambient": ["CAP_KILL"]});
+        let out = output(&world);
+        assert!(out.contains("CapEff:\t0000000000000020"), "{out}");
+    });
+}
+
+#[test]
+fn a_capability_that_the_machine_lacks_is_left_out_and_told() {
+    alone(|| {
+        let available = rustix::thread::capabilities(None).unwrap().permitted;
+        if available.contains(rustix::thread::CapabilitySet::SYS_RESOURCE) {
+            eprintln!("skipped: CAP_SYS_RESOURCE is there");
+            return;
+        }
+        let mut world = World::new("grep CapEff /proc/self/status");
+        let caps = json!(["CAP_CHOWN", "CAP_SYS_RESOURCE"]);
+        world.spec["process"]["capabilities"] =
+            json!({"bounding": caps, "effective": caps, "permitted": caps});
+        let finished = world.run();
+        assert_eq!(finished.out, "CapEff:\t0000000000000001\n");
+        assert!(
+            finished
+                .notes
+                .iter()
+                .any(|n| n.contains("CAP_SYS_RESOURCE")),
+            "{finished:?}"
+        );
+    });
+}
+
+#[test]
+fn the_user_and_the_groups_are_set() {
+    alone(|| {
+        let mut world =
+            World::new("id -u; id -g; id -G; umask; echo $HOME; pwd; echo again > /dev/stdout");
+        fs::write(
+            world.root().join("etc/passwd"),
+            "u:x:1000:100::/home/u:/bin/sh\n",
+        )
+        .unwrap();
+        merge(
+            &mut world.spec["process"],
+            &json!({"user": {"uid": 1000, "gid": 100, "additionalGids": [5, 6], "umask": 0o077},
+                "cwd": "/tmp"}),
+        );
+        assert_eq!(
+            output(&world),
+            "1000\n100\n100 5 6\n0077\n/home/u\n/tmp\nagain\n"
+        );
+    });
+}
+
+#[test]
+fn no_new_privileges_and_limits_are_set() {
+    alone(|| {
+        let mut world =
+            World::new("grep NoNewPrivs /proc/self/status; ulimit -n; ulimit -Hn; ulimit -c");
+        world.spec["process"]["rlimits"] = json!([
+            {"type": "RLIMIT_NOFILE", "soft": 100, "hard": 200},
+            {"type": "RLIMIT_CORE", "soft": 0, "hard": 0}]);
+        assert_eq!(output(&world), "NoNewPrivs:\t1\n100\n200\n0\n");
+        world.spec["process"]["noNewPrivileges"] = json!(false);
+        assert!(output(&world).starts_with("NoNewPrivs:\t0\n"));
+    });
+}
+
+#[test]
+fn limits_that_need_a_capability_are_reduced_and_told() {
+    alone(|| {
+        let available = rustix::thread::capabilities(None).unwrap().permitted;
+        if available.contains(rustix::thread::CapabilitySet::SYS_RESOURCE) {
+            eprintln!("skipped: CAP_SYS_RESOURCE is there");
+            return;
+        }
+        let mut world = World::new("ulimit -Hn; cat /proc/self/oom_score_adj");
+        let own = rustix::process::getrlimit(rustix::process::Resource::Nofile)
+            .maximum
+            .unwrap();
+        merge(
+            &mut world.spec["process"],
+            &json!({"oomScoreAdj": -999,
+                "rlimits": [{"type": "RLIMIT_NOFILE", "soft": 2_000_000, "hard": 2_000_000}]}),
+        );
+        let finished = world.run();
+        let adj = fs::read_to_string("/proc/self/oom_score_adj").unwrap();
+        let adj: i32 = adj.trim().parse().unwrap();
+        assert_eq!(
+            finished.out,
+            format!("{own}\n{}\n", adj.min(0)),
+            "{finished:?}"
+        );
+        assert_eq!(finished.notes.len(), 2, "{finished:?}");
+        world.spec["process"]["oomScoreAdj"] = json!(500);
+        assert!(world.run().out.ends_with("\n500\n"));
+    });
+}
+
+#[test]
+fn the_working_directory_must_exist() {
+    alone(|| {
+        let mut world = World::new("pwd");
+        world.spec["process"]["cwd"] = json!("/nowhere");
+        let error = world.fail();
+        assert_eq!(error.step, Step::Command);
+        assert!(error.what.contains("/nowhere"), "{error}");
+    });
+}
+
+#[test]
+fn a_working_directory_outside_is_refused() {
+    alone(|| {
+        // The link leads to a descriptor of the launching process, as in CVE-2024-21626.
+        let leak = fs::File::open("/").unwrap();
+        rustix::io::fcntl_setfd(&leak, rustix::io::FdFlags::empty()).unwrap();
+        use std::os::fd::AsRawFd;
+        let mut world = World::new("ls");
+        world.spec["process"]["cwd"] = json!(format!("/proc/self/fd/{}", leak.as_raw_fd()));
+        let error = world.fail();
+        assert_eq!(error.step, Step::Command);
+        assert!(error.what.contains("outside"), "{error}");
+    });
+}
+
+#[test]
+fn descriptors_of_the_caller_do_not_leak() {
+    alone(|| {
+        let leak = fs::File::open("/etc/hostname").unwrap();
+        rustix::io::fcntl_setfd(&leak, rustix::io::FdFlags::empty()).unwrap();
+        let world = World::new("ls /proc/self/fd");
+        assert_eq!(output(&world), "0\n1\n2\n3\n");
+    });
+}
+
+#[test]
+fn failures_of_the_program_are_told_apart() {
+    alone(|| {
+        let mut world = World::new("true");
+        let mut kind = |args: serde_json::Value| {
+            world.spec["process"]["args"] = args;
+            let error = world.fail();
+            (error.step, error.kind)
+        };
+        assert_eq!(
+            kind(json!(["nothing"])),
+            (Step::Command, Kind::CommandNotFound)
+        );
+        assert_eq!(
+            kind(json!(["/bin/nothing"])),
+            (Step::Command, Kind::CommandNotFound)
+        );
+        assert_eq!(
+            kind(json!(["/etc"])),
+            (Step::Command, Kind::CommandNotExecutable)
+        );
+    });
+    alone(|| {
+        let mut world = World::new("true");
+        let script = world.root().join("bin/script");
+        fs::write(&script, "#!/no/interpreter\n").unwrap();
+        fs::set_permissions(&script, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+        world.spec["process"]["args"] = json!(["script"]);
+        let error = world.fail();
+        assert_eq!(
+            (error.step, error.kind),
+            (Step::Execute, Kind::CommandNotFound)
+        );
+        assert!(!world.cgroup.pids().is_ok_and(|pids| !pids.is_empty()));
+    });
+}
+
+#[test]
+fn a_kernel_parameter_is_set_in_its_own_namespace() {
+    alone(|| {
+        let mut world = World::new("cat /proc/sys/net/ipv4/ip_default_ttl /proc/sys/kernel/shmmni");
+        world.spec["linux"]["sysctl"] =
+            json!({"net.ipv4.ip_default_ttl": "77", "kernel.shmmni": "123"});
+        assert_eq!(output(&world), "77\n123\n");
+        let host = fs::read_to_string("/proc/sys/net/ipv4/ip_default_ttl").unwrap();
+        assert_ne!(host.trim(), "77");
+        world.spec["linux"]["sysctl"] = json!({"vm.swappiness": "1"});
+        assert!(matches!(world.start(), Err(LaunchError::Spec { .. })));
+        assert!(!world.cgroup.exists() || world.cgroup.pids().unwrap().is_empty());
+    });
+}
+
+#[test]
+fn it_runs_in_its_cgroup_with_its_limits() {
+    alone(|| {
+        let mut world = World::new("head -n 1 /proc/self/cgroup; sleep 100");
+        world.spec["linux"]["resources"] =
+            json!({"memory": {"limit": 67_108_864}, "pids": {"limit": 17}});
+        let mut running = world.start().unwrap();
+        assert_eq!(world.cgroup.pids().unwrap()[0], running.launched.pid);
+        let cgroups = fs::read_to_string(format!("/proc/{}/cgroup", running.launched.pid)).unwrap();
+        assert!(cgroups.contains(world.cgroup.path()), "{cgroups}");
+        let stats = world.cgroup.stats().unwrap();
+        assert_eq!(stats.pids.limit, Some(17));
+        // Its own view begins at its cgroup.
+        let line = running.line();
+        assert!(line.ends_with(":/"), "{line}");
+        world
+            .cgroup
+            .kill(std::time::Duration::from_secs(10))
+            .unwrap();
+        assert_eq!(running.finish().code, 128 + libc::SIGKILL);
+    });
+}
+
+#[test]
+fn too_much_memory_is_killed_and_counted() {
+    alone(|| {
+        let mut world = World::new(
+            "head -c 200m /dev/zero | grep -c x; dd if=/dev/zero of=/dev/null bs=200M count=1",
+        );
+        world.spec["linux"]["resources"] = json!({"memory": {"limit": 20_971_520}});
+        world.spec["process"]["args"] =
+            json!(["dd", "if=/dev/zero", "of=/dev/null", "bs=200M", "count=1"]);
+        let finished = world.run();
+        assert_eq!(finished.code, 128 + libc::SIGKILL, "{finished:?}");
+        assert_eq!(world.cgroup.oom_kills().unwrap(), 1);
+    });
+}
+
+#[test]
+fn a_failed_launch_leaves_nothing() {
+    alone(|| {
+        let mut world = World::new("true");
+        world.spec["process"]["args"] = json!([]);
+        assert!(matches!(world.start(), Err(LaunchError::Spec { .. })));
+        assert!(!world.cgroup.exists());
+        world.spec["process"]["args"] = sh("true");
+        world.spec["hostname"] = json!("");
+        world.spec["linux"]["namespaces"] =
+            json!([{"type": "mount"}, {"type": "pid", "path": "/nonexistent"}]);
+        assert!(matches!(world.start(), Err(LaunchError::System { .. })));
+        assert!(!world.cgroup.exists());
+    });
+}
+
+#[test]
+fn a_user_namespace_maps_ids() {
+    alone(|| {
+        let mut world =
+            World::new("id -u; cat /proc/self/uid_map; touch /tmp/mine; ls -ln /dev/null");
+        for dir in ["", "tmp"] {
+            let dir = world.root().join(dir);
+            std::os::unix::fs::chown(dir, Some(100_000), Some(100_000)).unwrap();
+        }
+        let open = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+        fs::set_permissions(world.dir.path(), open).unwrap();
+        let namespaces = world.spec["linux"]["namespaces"].as_array_mut().unwrap();
+        namespaces.push(json!({"type": "user"}));
+        let map = json!([{"containerID": 0, "hostID": 100_000, "size": 65_536}]);
+        merge(
+            &mut world.spec["linux"],
+            &json!({"uidMappings": map, "gidMappings": map}),
+        );
+        let finished = world.run();
+        assert_eq!(finished.code, 0, "{finished:?}");
+        assert!(finished.out.starts_with("0\n"), "{finished:?}");
+        use std::os::unix::fs::MetadataExt;
+        assert_eq!(
+            fs::metadata(world.root().join("tmp/mine")).unwrap().uid(),
+            100_000
+        );
+    });
+}
