@@ -196,17 +196,7 @@ impl Cgroup {
             if missing.is_empty() {
                 continue;
             }
-            match parent.write("cgroup.subtree_control", &missing) {
-                Ok(()) => {}
-                Err(Error::Io { source, .. })
-                    if source.raw_os_error() == Some(Errno::BUSY.raw_os_error()) =>
-                {
-                    return Err(Error::Occupied {
-                        path: parent.path().to_owned(),
-                    });
-                }
-                Err(error) => return Err(error),
-            }
+            enable(&parent, &missing)?;
         }
         Ok(())
     }
@@ -241,6 +231,35 @@ impl Entry {
     }
 }
 
+/// v2: hands controllers, written as `+cpu +memory`, down to the children of a cgroup. One that the
+/// kernel refuses (such as cpu where a real-time process runs) is left out.
+fn enable(parent: &Dir, controllers: &str) -> Result<()> {
+    let Err(error) = parent.write("cgroup.subtree_control", controllers) else {
+        return Ok(());
+    };
+    match error {
+        Error::Io { ref source, .. }
+            if source.raw_os_error() == Some(Errno::BUSY.raw_os_error()) =>
+        {
+            return Err(Error::Occupied {
+                path: parent.path().to_owned(),
+            });
+        }
+        error if error.is_not_found() && !parent.exists() => return Err(error),
+        _ => {}
+    }
+    for one in controllers.split(' ') {
+        if let Err(error) = parent.write("cgroup.subtree_control", one) {
+            tracing::debug!(
+                controller = one,
+                error = &error as &dyn std::error::Error,
+                "not enabled"
+            );
+        }
+    }
+    Ok(())
+}
+
 fn open(path: &Path, flags: OFlags) -> Result<OwnedFd> {
     rustix::fs::open(path, flags, Mode::empty()).map_err(|error| Error::io("open", path, error))
 }
@@ -261,5 +280,58 @@ fn make_dir(path: &Path) -> Result<()> {
             }
         }
         Err(error) => Err(Error::io("create", path, error)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A directory of plain files in place of a v2 root with these controllers.
+    fn v2(controllers: &str) -> (tempfile::TempDir, Hierarchy) {
+        let root = tempfile::tempdir().unwrap();
+        std::fs::write(root.path().join("cgroup.controllers"), controllers).unwrap();
+        for dir in [root.path().to_owned(), root.path().join("pods")] {
+            std::fs::create_dir_all(&dir).unwrap();
+            std::fs::write(dir.join("cgroup.subtree_control"), "").unwrap();
+        }
+        let hierarchy = Hierarchy::v2_at(root.path());
+        (root, hierarchy)
+    }
+
+    #[test]
+    fn controllers_are_handed_down() {
+        let (root, hierarchy) = v2("cpuset cpu io memory pids rdma\n");
+        let cgroup = Cgroup::new(&hierarchy, "/pods/one").unwrap();
+        cgroup.create().unwrap();
+        let read = |file: &str| std::fs::read_to_string(root.path().join(file)).unwrap();
+        assert_eq!(
+            read("cgroup.subtree_control"),
+            "+cpu +cpuset +memory +pids +io"
+        );
+        assert_eq!(
+            read("pods/cgroup.subtree_control"),
+            "+cpu +cpuset +memory +pids +io"
+        );
+        assert!(cgroup.exists());
+        assert_eq!(cgroup.child("x").unwrap().path(), "/pods/one/x");
+        assert!(cgroup.child("../x").is_err());
+        // What has all of them is left alone.
+        let own = root.path().join("pods/one/cgroup.controllers");
+        std::fs::write(own, "cpuset cpu io memory pids\n").unwrap();
+        std::fs::remove_file(root.path().join("cgroup.subtree_control")).unwrap();
+        cgroup.create().unwrap();
+    }
+
+    #[test]
+    fn a_child_is_cloned_into_v2_and_enters_v1() {
+        let (root, hierarchy) = v2("");
+        let cgroup = Cgroup::new(&hierarchy, "pods").unwrap();
+        std::fs::write(root.path().join("pods/cgroup.procs"), "").unwrap();
+        let entry = cgroup.entry().unwrap();
+        assert!(entry.clone_into().is_some());
+        entry.enter().unwrap();
+        let procs = std::fs::read_to_string(root.path().join("pods/cgroup.procs")).unwrap();
+        assert_eq!(procs, "0");
     }
 }

@@ -247,3 +247,82 @@ fn page_size_name(kib: u64) -> String {
         kib => format!("{kib}KB"),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const V1: &str = "\
+        30 1 0:1 / /c/cpu,cpuacct rw - cgroup cgroup rw,cpu,cpuacct\n\
+        31 1 0:2 / /c/memory rw - cgroup cgroup rw,memory\n\
+        32 1 0:3 / /c/net rw - cgroup cgroup rw,net_cls,net_prio\n\
+        33 1 0:4 / /c/systemd rw - cgroup cgroup rw,xattr,name=systemd\n\
+        34 1 0:5 / /c/other ro - cgroup cgroup rw,name=other\n\
+        35 1 0:6 / /c/unified rw - cgroup2 cgroup2 rw\n";
+
+    #[test]
+    fn v1_with_controllers_mounted_together() {
+        let hierarchy = Hierarchy::from_mountinfo(V1).unwrap();
+        assert_eq!(hierarchy.version(), Version::V1);
+        let mounts: Vec<_> = hierarchy
+            .mounts()
+            .iter()
+            .map(|m| m.to_str().unwrap())
+            .collect();
+        assert_eq!(mounts, ["/c/cpu,cpuacct", "/c/memory", "/c/systemd"]);
+        let mount = |controller| {
+            hierarchy
+                .mount(controller)
+                .map(|path| path.to_str().unwrap())
+        };
+        assert_eq!(mount(Controller::Cpu), Some("/c/cpu,cpuacct"));
+        assert_eq!(mount(Controller::Cpuacct), Some("/c/cpu,cpuacct"));
+        assert_eq!(mount(Controller::Memory), Some("/c/memory"));
+        assert_eq!(mount(Controller::Pids), None);
+    }
+
+    #[test]
+    fn v2_and_nothing() {
+        let only_v2 = "35 1 0:6 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw,nsdelegate\n\
+                       33 1 0:4 / /c/systemd rw - cgroup cgroup rw,name=systemd\n";
+        let hierarchy = Hierarchy::from_mountinfo(only_v2).unwrap();
+        assert_eq!(hierarchy.version(), Version::V2);
+        assert_eq!(hierarchy.mounts(), [Path::new("/sys/fs/cgroup")]);
+        assert!(matches!(
+            Hierarchy::from_mountinfo(""),
+            Err(Error::NotMounted)
+        ));
+    }
+
+    #[test]
+    fn the_root_of_a_container_is_vacated() {
+        let root = tempfile::tempdir().unwrap();
+        let file = |name: &str| root.path().join(name);
+        std::fs::create_dir_all(file("proc/self")).unwrap();
+        std::fs::create_dir(file("kelson-init")).unwrap();
+        for (name, content) in [
+            ("proc/self/cgroup", "0::/\n"),
+            ("cgroup.procs", "1\n7\n"),
+            ("kelson-init/cgroup.procs", ""),
+        ] {
+            std::fs::write(file(name), content).unwrap();
+        }
+        let hierarchy = Hierarchy::v2_at(root.path());
+        // Without cgroup.events it is the machine's own root.
+        assert!(!hierarchy.vacate_root(&file("proc")).unwrap());
+        std::fs::write(file("cgroup.events"), "populated 1\n").unwrap();
+        assert!(hierarchy.vacate_root(&file("proc")).unwrap());
+        assert_eq!(
+            std::fs::read_to_string(file("kelson-init/cgroup.procs")).unwrap(),
+            "7"
+        );
+        std::fs::write(file("proc/self/cgroup"), "0::/user\n").unwrap();
+        assert!(!hierarchy.vacate_root(&file("proc")).unwrap());
+    }
+
+    #[test]
+    fn page_sizes_as_the_kernel_writes_them() {
+        let names = [64, 2048, 32_768, 1 << 20, 16 << 20].map(page_size_name);
+        assert_eq!(names, ["64KB", "2MB", "32MB", "1GB", "16GB"]);
+    }
+}

@@ -80,3 +80,40 @@ fn v2_watch(dir: &Dir) -> Result<Option<OwnedFd>> {
         Err(error) => Err(failed(error)),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::Hierarchy;
+
+    fn cgroup(root: &Path) -> Cgroup {
+        std::fs::create_dir(root.join("a")).unwrap();
+        Cgroup::new(&Hierarchy::v2_at(root), "a").unwrap()
+    }
+
+    #[test]
+    fn v2_events_are_counted_and_watched() {
+        let root = tempfile::tempdir().unwrap();
+        let cgroup = cgroup(root.path());
+        assert_eq!(cgroup.oom_kills().unwrap(), 0);
+        assert!(cgroup.oom_watch().unwrap().is_none());
+        let events = root.path().join("a/memory.events");
+        std::fs::write(&events, "oom 0\noom_kill 0\noom_group_kill 0\n").unwrap();
+        let watch = cgroup.oom_watch().unwrap().unwrap();
+        let mut buf = [0; 64];
+        assert_eq!(rustix::io::read(&watch, &mut buf), Err(Errno::AGAIN));
+        std::fs::write(&events, "oom 3\noom_kill 2\n").unwrap();
+        assert!(rustix::io::read(&watch, &mut buf).unwrap() > 0);
+        assert_eq!(cgroup.oom_kills().unwrap(), 2);
+    }
+
+    #[test]
+    fn a_cgroup_that_is_gone() {
+        let root = tempfile::tempdir().unwrap();
+        let cgroup = cgroup(root.path());
+        std::fs::remove_dir(root.path().join("a")).unwrap();
+        assert!(cgroup.oom_watch().unwrap_err().is_not_found());
+    }
+}
