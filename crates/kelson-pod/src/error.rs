@@ -292,3 +292,15 @@ pub struct Ambiguous {
     /// What was looked up.
     pub prefix: String,
 }
+
+/// An error with all its causes in one line, for logs and for the message of a container.
+pub(crate) fn chain(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
+}

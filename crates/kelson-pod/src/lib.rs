@@ -2,16 +2,32 @@
 //!
 //! [`Pods`] is the handle. Reads come from an immutable [`Snapshot`]; changes go to the pod's task.
 
+mod admission;
 pub mod config;
+mod effects;
 mod error;
 mod events;
+mod exec;
+mod files;
+mod filters;
+mod janitor;
+mod journal;
+mod machine;
+mod mountinfo;
+mod outside;
 mod pods;
+mod real;
+mod record;
+mod recover;
+mod registry;
 mod signal;
 mod spec;
 mod stats;
+mod task;
 mod users;
 mod validate;
 mod view;
+mod world;
 
 pub use error::{Ambiguous, Cause, ErrorKind, ExecError, Mistake, Mistakes, OpenError, PodError};
 pub use events::{BACKLOG, Event, EventKind, Events, Received};

@@ -4,12 +4,23 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use kelson_shim::client::Zygote;
+use tokio::sync::{mpsc, oneshot};
+
 use crate::config::{ContainerConfig, PodConfig, Profile};
 use crate::error::{ExecError, OpenError, PodError};
-use crate::events::{Announcer, Events};
-use crate::stats::{ContainerStats, PodStats};
-use crate::view::{Board, Snapshot};
-use crate::{ContainerId, PodId};
+use crate::events::Events;
+use crate::recover::{self, Services};
+use crate::registry::Inbox;
+use crate::stats::{Collector, ContainerStats, PodStats};
+use crate::task::{Message, Phase, PodTask, Reply};
+use crate::validate::{self, Facts};
+use crate::view::{ContainerState, Snapshot};
+use crate::world::{SHIM_CALL, World, now};
+use crate::{ContainerId, PodId, exec, machine};
+
+/// How long [`Pods::shutdown`] waits for what is under way.
+const DRAIN: Duration = Duration::from_secs(10);
 
 /// Bytes kept of each of the two outputs of [`Pods::exec_sync`]; the rest is read and dropped.
 pub const MAX_EXEC_OUTPUT: usize = 16 << 20;
@@ -79,47 +90,95 @@ pub struct ExecOutput {
 
 /// All pods of the node. Cheap to clone; all clones are one.
 #[derive(Clone)]
-pub struct Pods(Arc<Inner>);
-
-struct Inner {
-    board: Board,
-    events: Announcer,
+pub struct Pods {
+    world: Arc<World>,
+    collector: Arc<Collector>,
 }
 
-#[expect(
-    clippy::unused_async,
-    clippy::unimplemented,
-    unused_variables,
-    reason = "signatures first"
-)]
 impl Pods {
     /// Opens the node's state and recovers everything before it returns: reconnects to living shims,
     /// collects exits that nobody saw, finishes or undoes what was under way, removes what belongs to
     /// nobody.
     pub async fn open(
         config: PodsConfig,
-        // images: kelson_image::Images,
+        images: kelson_image::Images,
         snapshotter: Arc<kelson_snapshot::Overlayfs>,
         network: kelson_network::Network,
         cgroups: kelson_cgroup::Hierarchy,
     ) -> Result<Self, OpenError> {
-        unimplemented!()
+        let zygote = Zygote::start(&config.program).map_err(OpenError::Zygote)?;
+        let facts = machine::facts(&cgroups);
+        let services = Services {
+            shims: Arc::new(zygote),
+            network: Arc::new(network),
+            cgroups: Arc::new(cgroups),
+            images: Arc::new(images),
+            snapshots: snapshotter,
+        };
+        Self::with(config, services, facts).await
+    }
+
+    /// As [`open`](Self::open), with any services.
+    pub(crate) async fn with(
+        config: PodsConfig,
+        services: Services,
+        facts: Facts,
+    ) -> Result<Self, OpenError> {
+        let world = recover::open(config, services, facts).await?;
+        Ok(Self {
+            world,
+            collector: Arc::default(),
+        })
     }
 
     /// Makes and starts a pod. The same request again joins the one under way, or gets the pod it made.
     pub async fn run_pod(&self, config: PodConfig) -> Result<PodId, PodError> {
-        unimplemented!()
+        self.check_open()?;
+        validate::pod(&config, self.world.facts)?;
+        let id = PodId::random().map_err(|error| PodError::step("make an id", error))?;
+        let name = config.metadata.clone();
+        let mut task = None;
+        let (inbox, _) = self.world.registry.claim(&name, || {
+            let (inbox, messages) = mpsc::unbounded_channel();
+            task = Some((inbox.clone(), messages));
+            (id, inbox)
+        });
+        let (reply, result) = oneshot::channel();
+        if let Some((inbox, messages)) = task {
+            let (world, config) = (Arc::clone(&self.world), Arc::new(config));
+            let phase = Phase::Starting {
+                waiters: vec![reply],
+            };
+            let task = PodTask::new(world, id, config, now(), phase, inbox);
+            task.begin();
+            tokio::spawn(task.run(messages));
+        } else {
+            // A task that has just ended drops the message, and with it the reply.
+            let _ = inbox.send(Message::Run {
+                config: Box::new(config),
+                reply,
+            });
+        }
+        result
+            .await
+            .unwrap_or_else(|_| Err(self.no_answer(&format!("pod {id}"))))
     }
 
     /// Stops a pod: its containers are killed, its network is given back. Idempotent; an unknown pod is
     /// stopped.
     pub async fn stop_pod(&self, pod: &PodId) -> Result<(), PodError> {
-        unimplemented!()
+        self.ask(self.world.registry.find(pod), |reply| Message::Stop {
+            reply,
+        })
+        .await
     }
 
     /// Removes a pod and its containers, stopping it first. Idempotent; an unknown pod is removed.
     pub async fn remove_pod(&self, pod: &PodId) -> Result<(), PodError> {
-        unimplemented!()
+        self.ask(self.world.registry.find(pod), |reply| Message::Remove {
+            reply,
+        })
+        .await
     }
 
     /// Makes a container in a ready pod. The same request again joins the one under way, or gets the
@@ -129,12 +188,34 @@ impl Pods {
         pod: &PodId,
         config: ContainerConfig,
     ) -> Result<ContainerId, PodError> {
-        unimplemented!()
+        self.check_open()?;
+        let inbox = self
+            .world
+            .registry
+            .find(pod)
+            .ok_or(PodError::NoSuchPod(*pod))?;
+        let (reply, result) = oneshot::channel();
+        let _ = inbox.send(Message::CreateContainer {
+            config: Box::new(config),
+            reply,
+        });
+        result
+            .await
+            .unwrap_or_else(|_| Err(self.no_answer(&format!("pod {pod}"))))
     }
 
     /// Starts a container. When that fails, the container is exited with code 128.
     pub async fn start_container(&self, container: &ContainerId) -> Result<(), PodError> {
-        unimplemented!()
+        self.check_open()?;
+        let id = *container;
+        let inbox = self
+            .task_of(container)
+            .ok_or(PodError::NoSuchContainer(id))?;
+        let (reply, result) = oneshot::channel();
+        let _ = inbox.send(Message::StartContainer { id, reply });
+        result
+            .await
+            .unwrap_or_else(|_| Err(self.no_answer(&format!("container {id}"))))
     }
 
     /// Asks a container to end, and kills it after `timeout`. Idempotent; an unknown container is stopped.
@@ -144,52 +225,140 @@ impl Pods {
         container: &ContainerId,
         timeout: Duration,
     ) -> Result<(), PodError> {
-        unimplemented!()
+        let id = *container;
+        self.ask(self.task_of(container), |reply| Message::StopContainer {
+            id,
+            timeout,
+            reply,
+        })
+        .await
     }
 
     /// Removes a container, killing it first. Idempotent; an unknown container is removed. Its log file
     /// stays.
     pub async fn remove_container(&self, container: &ContainerId) -> Result<(), PodError> {
-        unimplemented!()
+        let id = *container;
+        self.ask(self.task_of(container), |reply| Message::RemoveContainer {
+            id,
+            reply,
+        })
+        .await
     }
 
-    /// Runs a command in a running container and waits for its end.
+    /// Runs a command in a running container and waits for its end. A `timeout` of zero is none.
     pub async fn exec_sync(
         &self,
         container: &ContainerId,
         cmd: Vec<String>,
         timeout: Option<Duration>,
     ) -> Result<ExecOutput, ExecError> {
-        unimplemented!()
+        if self.world.closing.is_cancelled() {
+            return Err(ExecError::Closing);
+        }
+        let timeout = timeout.filter(|timeout| !timeout.is_zero());
+        exec::run(&self.world, *container, cmd, timeout).await
     }
 
     /// Makes a running container's log file anew under its name; the old one was renamed by the caller.
     pub async fn reopen_log(&self, container: &ContainerId) -> Result<(), PodError> {
-        unimplemented!()
+        self.check_open()?;
+        let snapshot = self.world.board.load();
+        let Some((pod, found)) = snapshot.container(container) else {
+            return Err(PodError::NoSuchContainer(*container));
+        };
+        if !matches!(found.state, ContainerState::Running { .. }) {
+            let (container, state) = (*container, found.state.name());
+            return Err(PodError::ContainerState {
+                container,
+                state,
+                wanted: "running",
+            });
+        }
+        let shim = self.world.shims.at(self.world.pod_dir(&pod.id));
+        let reopened = shim.reopen(*container, SHIM_CALL).await;
+        reopened.map_err(|error| PodError::step("reopen the container's log", error))
     }
 
     /// All pods and containers now.
     pub fn snapshot(&self) -> Arc<Snapshot> {
-        self.0.board.load()
+        self.world.board.load()
     }
 
     /// What these containers use; unknown ones are left out.
     pub async fn container_stats(&self, containers: &[ContainerId]) -> Vec<ContainerStats> {
-        unimplemented!()
+        self.collector.containers(&self.world, containers).await
     }
 
     /// What these pods use; unknown ones are left out.
     pub async fn pod_stats(&self, pods: &[PodId]) -> Vec<PodStats> {
-        unimplemented!()
+        self.collector.pods(&self.world, pods).await
     }
 
     /// What happens from now on.
     pub fn events(&self) -> Events {
-        self.0.events.subscribe()
+        self.world.events.subscribe()
     }
 
-    /// Ends all work of this handle. Pods stay, and are found again by the next [`Pods::open`].
+    /// Ends all work of this handle: waits a while for what is under way, and lets go. Pods stay, and are
+    /// found again by the next [`Pods::open`].
     pub async fn shutdown(&self) {
-        unimplemented!()
+        self.world.closing.cancel();
+        self.world.effects.close();
+        if tokio::time::timeout(DRAIN, self.world.effects.wait())
+            .await
+            .is_err()
+        {
+            tracing::warn!("work is still under way; the next start finishes or undoes it");
+        }
+        // Everything handed to the journal before is written when this is.
+        let _ = self.world.journal.commit(kelson_store::Batch::new()).await;
+    }
+
+    fn check_open(&self) -> Result<(), PodError> {
+        if self.world.closing.is_cancelled() {
+            Err(PodError::Closing)
+        } else {
+            Ok(())
+        }
+    }
+
+    fn task_of(&self, container: &ContainerId) -> Option<Inbox> {
+        let snapshot = self.world.board.load();
+        let (pod, _) = snapshot.container(container)?;
+        self.world.registry.find(&pod.id)
+    }
+
+    /// Asks for something that is so already where there is nobody to ask.
+    async fn ask(
+        &self,
+        inbox: Option<Inbox>,
+        message: impl FnOnce(Reply<()>) -> Message,
+    ) -> Result<(), PodError> {
+        self.check_open()?;
+        let Some(inbox) = inbox else { return Ok(()) };
+        let (reply, result) = oneshot::channel();
+        let _ = inbox.send(message(reply));
+        match result.await {
+            Ok(result) => result,
+            Err(_) => self.check_open(),
+        }
+    }
+
+    /// The task ended before it answered.
+    fn no_answer(&self, what: &str) -> PodError {
+        match self.check_open() {
+            Err(closing) => closing,
+            Ok(()) => PodError::Removed {
+                what: what.to_owned(),
+            },
+        }
+    }
+}
+
+impl std::fmt::Debug for Pods {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Pods")
+            .field("state", &self.world.config.state)
+            .finish_non_exhaustive()
     }
 }

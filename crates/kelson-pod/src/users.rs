@@ -4,6 +4,7 @@
 //! Those files are hostile. They are read in-root with a size limit; a name of digits only is an id and never
 //! looked up; an id that does not fit is an error, never wrapped or cut.
 
+use std::collections::HashSet;
 use std::path::Path;
 
 use kelson_sys::root::{Root, RootError};
@@ -72,15 +73,15 @@ pub(crate) fn resolve(
     };
     let mut groups = vec![gid];
     for id in &wanted.supplemental_groups {
-        add(&mut groups, checked(&id.to_string())?);
+        groups.push(checked(&id.to_string())?);
     }
     if wanted.supplemental_groups_policy == GroupsPolicy::Merge
         && let Some(account) = account
     {
-        for gid in memberships(&account.name, &groups_file) {
-            add(&mut groups, gid);
-        }
+        groups.extend(memberships(&account.name, &groups_file));
     }
+    let mut seen = HashSet::new();
+    groups.retain(|gid| seen.insert(*gid));
     if groups.len() > MAX_GROUPS {
         return Err(UserError::TooManyGroups);
     }
@@ -179,13 +180,6 @@ fn checked(text: &str) -> Result<u32, UserError> {
     };
     id.filter(|id| *id != u32::MAX)
         .ok_or_else(|| UserError::Id { text: cut(text) })
-}
-
-fn add(groups: &mut Vec<u32>, gid: u32) {
-    // Lists are short but for the malicious, whom the check of MAX_GROUPS meets first.
-    if groups.len() <= MAX_GROUPS && !groups.contains(&gid) {
-        groups.push(gid);
-    }
 }
 
 fn cut(text: &str) -> String {

@@ -89,6 +89,11 @@ impl Batch {
         self
     }
 
+    /// Adds all changes of `other` after those of this batch.
+    pub fn append(&mut self, mut other: Self) {
+        self.changes.append(&mut other.changes);
+    }
+
     /// Whether a commit would change nothing.
     pub fn is_empty(&self) -> bool {
         self.changes.is_empty()

@@ -76,6 +76,20 @@ fn records_survive_a_reopen() {
 }
 
 #[test]
+fn changes_of_a_batch_come_in_order() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(&dir.path().join("s.redb")).unwrap();
+    let mut first = Batch::new();
+    first.put("a", &boat("Argo")).unwrap();
+    let mut second = Batch::new();
+    second.delete::<Boat>("a").put("b", &boat("Beagle")).unwrap();
+    first.append(second);
+    store.commit(first).unwrap();
+    assert_eq!(store.get::<Boat>("a").unwrap(), None);
+    assert_eq!(store.get::<Boat>("b").unwrap(), Some(boat("Beagle")));
+}
+
+#[test]
 fn the_file_is_private() {
     use std::os::unix::fs::PermissionsExt;
     let dir = tempfile::tempdir().unwrap();

@@ -97,6 +97,14 @@ pub(crate) fn from_mask(mask: u64) -> HashSet<Capability> {
         .collect()
 }
 
+/// The kernel mask of these capabilities.
+pub(crate) fn to_mask(capabilities: &HashSet<Capability>) -> u64 {
+    let named = BY_NUMBER.iter().enumerate();
+    named
+        .filter(|(_, (capability, _))| capabilities.contains(capability))
+        .fold(0, |mask, (bit, _)| mask | 1 << bit)
+}
+
 /// What the process may have: `ALL` first, then single names, additions before drops. `available` is what
 /// the daemon itself can grant; it bounds the default list, `ALL` and the privileged, but not what was asked
 /// for by name: that must be granted or fail.
@@ -147,6 +155,7 @@ mod tests {
     fn the_default_list_has_fourteen() {
         assert_eq!(granted(false, &wanted(&[], &[]), &everything()).len(), 14);
         assert_eq!(everything().len(), 41);
+        assert_eq!(to_mask(&from_mask(0b1010_0001)), 0b1010_0001);
     }
 
     #[test]

@@ -15,9 +15,9 @@ use oci_spec::runtime::{
     Root, Spec, User as SpecUser,
 };
 
+use crate::PodId;
 use crate::config::{ContainerConfig, NamespaceMode, PodConfig, Resources};
 use crate::view::User;
-use crate::{ContainerId, PodId};
 
 use devices::Node;
 use mounts::{Bind, PodFiles};
@@ -48,7 +48,6 @@ pub(crate) struct Request<'a> {
     /// The init of the pod's PID namespace, as the host numbers it.
     pub(crate) pid_init: Option<u32>,
     pub(crate) hostname: &'a str,
-    pub(crate) id: &'a ContainerId,
     pub(crate) config: &'a ContainerConfig,
     pub(crate) image: &'a ImageProcess,
     pub(crate) image_name: &'a str,

@@ -1,0 +1,112 @@
+//! Starting a container: what was prepared goes to the pod's shim.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use kelson_shim::client::ShimError;
+use kelson_shim::ids::{ContainerId, PodId};
+use kelson_shim::proto::{RefusalKind, Rootfs, SeccompFilter, StartRequest, Started};
+use kelson_snapshot::SnapshotError;
+use kelson_store::StoreError;
+
+use crate::filters::FilterError;
+use crate::outside::Shim;
+use crate::record::{Seccomp, SpecRecord};
+use crate::view::Resolved;
+use crate::world::{KILL_TIMEOUT, SHIM_CALL, World};
+
+/// What the shim's own time limit has more than ours less: it undoes what is late, and says so.
+const GRACE: Duration = Duration::from_secs(5);
+
+/// Why a container could not be started.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum StartError {
+    #[error("its runtime specification is not there any more")]
+    NoSpec,
+    #[error("cannot read its runtime specification")]
+    Store(#[from] StoreError),
+    #[error("cannot find its root file system")]
+    Rootfs(#[from] SnapshotError),
+    #[error(transparent)]
+    Filter(#[from] FilterError),
+    #[error(transparent)]
+    Shim(#[from] ShimError),
+}
+
+/// Starts it. After a failure nothing of it runs.
+pub(crate) async fn run(
+    world: Arc<World>,
+    shim: Arc<dyn Shim>,
+    _pod: PodId,
+    id: ContainerId,
+    resolved: Arc<Resolved>,
+) -> Result<Started, StartError> {
+    let cgroup = resolved.cgroup.clone();
+    let request = world
+        .blocking(move |world| request(world, id, &resolved))
+        .await?;
+    let deadline = world.config.start_timeout + GRACE;
+    match shim.start(request, deadline).await {
+        Ok(started) => Ok(started),
+        Err(error) if error.refusal() == Some(RefusalKind::Exists) => {
+            // An earlier daemon asked and did not live to hear the answer.
+            let state = shim.state(SHIM_CALL).await?;
+            let found = state.containers.iter().find(|one| one.id == id);
+            found.map(|one| one.started).ok_or(StartError::Shim(error))
+        }
+        Err(error) => {
+            if error.refusal().is_none() {
+                // It may come up all the same.
+                let killed = world.blocking(move |world| world.cgroups.kill(&cgroup, KILL_TIMEOUT));
+                if let Err(error) = killed.await {
+                    tracing::warn!(container = %id, error = %crate::error::chain(&error), "a container does not die");
+                }
+            }
+            Err(error.into())
+        }
+    }
+}
+
+fn request(
+    world: &World,
+    id: ContainerId,
+    resolved: &Resolved,
+) -> Result<StartRequest, StartError> {
+    let record: SpecRecord = world.store.get(id.as_str())?.ok_or(StartError::NoSpec)?;
+    let rootfs = world.snapshots.rootfs(id.as_str())?;
+    Ok(StartRequest {
+        id,
+        seccomp: filter(world, &record)?,
+        rootfs: Rootfs::Overlay {
+            lower: rootfs.lower,
+            upper: rootfs.upper,
+            work: rootfs.work,
+        },
+        cgroup: resolved.cgroup.clone(),
+        log: resolved.log.clone(),
+        stdin: record.stdin,
+        timeout_ms: u64::try_from(world.config.start_timeout.as_millis()).unwrap_or(u64::MAX),
+        spec: record.spec,
+    })
+}
+
+/// The seccomp filter of a container, for its own process and those that are executed in it.
+pub(crate) fn filter(
+    world: &World,
+    record: &SpecRecord,
+) -> Result<Option<SeccompFilter>, FilterError> {
+    match &record.seccomp {
+        Seccomp::None => Ok(None),
+        Seccomp::Compiled(filter) => Ok(Some(filter.clone())),
+        Seccomp::Default => {
+            let capabilities = record
+                .spec
+                .process()
+                .as_ref()
+                .and_then(|process| process.capabilities().as_ref())
+                .and_then(|capabilities| capabilities.bounding().clone())
+                .unwrap_or_default();
+            world.filters.default_for(&capabilities).map(Some)
+        }
+    }
+}

@@ -1,0 +1,83 @@
+//! What must be known of the machine, read once at the start.
+
+use std::fs;
+use std::path::Path;
+
+use kelson_cgroup::{Hierarchy, Version};
+use oci_spec::runtime::{PosixRlimitBuilder, PosixRlimitType};
+
+use crate::pods::PodsConfig;
+use crate::spec::NodeRules;
+use crate::spec::capabilities;
+use crate::validate::Facts;
+
+/// Bit of CAP_SYS_RESOURCE, which it takes to lower an OOM score.
+const SYS_RESOURCE: u32 = 24;
+
+/// Facts that requests are checked against.
+pub(crate) fn facts(cgroups: &Hierarchy) -> Facts {
+    Facts {
+        cgroup_v2: cgroups.version() == Version::V2,
+        selinux: Path::new("/sys/fs/selinux/enforce").exists(),
+    }
+}
+
+/// The kernel's id of this boot; empty when it cannot be read.
+pub(crate) fn boot_id() -> String {
+    let text = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    text.trim().to_owned()
+}
+
+/// What the node adds to every container.
+pub(crate) fn rules(config: &PodsConfig) -> NodeRules {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = |name: &str| {
+        let line = status.lines().find_map(|line| line.strip_prefix(name));
+        line.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok())
+            .unwrap_or(u64::MAX)
+    };
+    let restricted = config.restrict_oom_score_adj || mask("CapEff:") >> SYS_RESOURCE & 1 == 0;
+    let least_oom_score = restricted.then(own_oom_score);
+    if let Some(score) = least_oom_score {
+        tracing::info!(score, "OOM scores below the daemon's own are raised to it");
+    }
+    let rlimit = |(kind, soft, hard): &(String, u64, u64)| {
+        let kind: PosixRlimitType = kind.parse().ok()?;
+        PosixRlimitBuilder::default()
+            .typ(kind)
+            .soft(*soft)
+            .hard(*hard)
+            .build()
+            .ok()
+    };
+    NodeRules {
+        pids_limit: config.pids_limit,
+        rlimits: config.rlimits.iter().filter_map(rlimit).collect(),
+        least_oom_score,
+        capabilities: capabilities::from_mask(mask("CapBnd:")),
+    }
+}
+
+fn own_oom_score() -> i32 {
+    let text = fs::read_to_string("/proc/self/oom_score_adj").unwrap_or_default();
+    text.trim().parse().unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_machine_is_known() {
+        assert_eq!(boot_id().len(), 36);
+        let config = PodsConfig {
+            rlimits: vec![("RLIMIT_NOFILE".into(), 1024, 2048)],
+            restrict_oom_score_adj: true,
+            ..PodsConfig::default()
+        };
+        let rules = rules(&config);
+        assert_eq!(rules.rlimits[0].hard(), 2048);
+        assert!(rules.least_oom_score.is_some());
+        assert!(!rules.capabilities.is_empty());
+    }
+}
