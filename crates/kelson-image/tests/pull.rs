@@ -537,3 +537,108 @@ async fn progress_is_published() {
     assert_eq!(end.layers[0].state, LayerState::Done);
     assert_eq!(end.layers[0].done, image.layer.len() as u64);
 }
+
+/// Eight layers, each with a file of its own and one that all of them have.
+fn eight() -> Vec<kelson_image::layout::BuiltImage> {
+    (0..8)
+        .map(|number| {
+            common::builder(&format!("layer {number}"))
+                .bytes(&format!("/own/{number}"), b"x", 0o644)
+                .unwrap()
+                .build()
+        })
+        .collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn layers_come_side_by_side_and_stay_in_order() {
+    if !is_root() {
+        return;
+    }
+    let layers = eight();
+    let mut served = Registry::new();
+    common::stack(&mut served, &layers);
+    let lowest = Digest::of(&layers[0].layer).to_string();
+    let fixture = Fixture::start(served, move |seen, _| {
+        if seen.path.ends_with(&lowest) {
+            Act::Drip(40, Duration::from_millis(200))
+        } else {
+            Act::Serve
+        }
+    })
+    .await;
+    let node = Node::new();
+    let name = fixture.image("stack");
+    let pull = node.pull(&name);
+    let watch = async {
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        (fixture.blob_requests(), node.snapshots.layers().len())
+    };
+    let (result, (asked, committed)) = tokio::join!(pull, watch);
+    result.unwrap();
+    assert_eq!(
+        asked, 9,
+        "all others were fetched while the lowest was slow"
+    );
+    assert_eq!(committed, 0, "and waited for it");
+    assert_eq!(node.read(&name, "/etc/hello").as_deref(), Some("layer 7"));
+    for number in 0..8 {
+        assert_eq!(
+            node.read(&name, &format!("/own/{number}")).as_deref(),
+            Some("x")
+        );
+    }
+    // All but the top layer are common with a smaller image.
+    common::stack(&mut fixture.registry.lock().unwrap(), &layers[..7]);
+    let before = fixture.blob_requests();
+    node.pull(&name).await.unwrap();
+    assert_eq!(
+        fixture.blob_requests() - before,
+        1,
+        "only the configuration was missing"
+    );
+    assert_eq!(node.read(&name, "/etc/hello").as_deref(), Some("layer 6"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_failed_pull_got_serves_the_next_one() {
+    if !is_root() {
+        return;
+    }
+    let layers = eight();
+    let mut served = Registry::new();
+    common::stack(&mut served, &layers);
+    let broken = Digest::of(&layers[5].layer).to_string();
+    let fixed = Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let works = Arc::clone(&fixed);
+    let fixture = Fixture::start(served, move |seen, _| {
+        if seen.path.ends_with(&broken) && !works.load(Ordering::Relaxed) {
+            // Late enough for the layers below.
+            Act::Cut(0)
+        } else {
+            Act::Serve
+        }
+    })
+    .await;
+    let node = Node::new();
+    let name = fixture.image("stack");
+    let error = node.pull(&name).await.unwrap_err();
+    assert!(
+        matches!(error, PullError::RegistryUnavailable { .. }),
+        "{error}"
+    );
+    assert!(node.images.list().is_empty());
+    node.images.collect().unwrap();
+    let kept = node.snapshots.layers().len();
+    assert_eq!(kept, 5, "they are kept for the next attempt");
+    fixed.store(true, Ordering::Relaxed);
+    let before = fixture.blob_requests();
+    node.pull(&name).await.unwrap();
+    assert_eq!(
+        fixture.blob_requests() - before,
+        4,
+        "the configuration and three layers"
+    );
+    node.images.remove(&name).unwrap();
+    assert!(node.snapshots.layers().is_empty());
+}

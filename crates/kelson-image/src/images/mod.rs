@@ -111,6 +111,8 @@ impl Images {
             records.insert(id, record);
         }
         store.commit(broken)?;
+        // What an earlier run did not come to delete.
+        empty_trash(Arc::clone(&snapshots));
         let unreadable = !scan.unreadable.is_empty();
         let usage = content.usage()?;
         let inner = Inner {
@@ -210,12 +212,7 @@ impl Images {
     /// A layer or a blob could not be removed.
     pub fn collect(&self) -> Result<(), ImageError> {
         if self.inner.collect()? {
-            let snapshots = Arc::clone(&self.inner.snapshots);
-            std::thread::spawn(move || {
-                if let Err(error) = snapshots.empty_trash() {
-                    tracing::warn!(%error, "removed layers could not be deleted");
-                }
-            });
+            empty_trash(Arc::clone(&self.inner.snapshots));
         }
         Ok(())
     }
@@ -232,6 +229,15 @@ impl Images {
             inodes: layers.inodes + blobs.inodes,
         }
     }
+}
+
+/// Deletes what was removed, in the background.
+fn empty_trash(snapshots: Arc<dyn Snapshotter>) {
+    std::thread::spawn(move || {
+        if let Err(error) = snapshots.empty_trash() {
+            tracing::warn!(%error, "removed layers could not be deleted");
+        }
+    });
 }
 
 /// The configuration of an image, if everything that its record promises is there.

@@ -196,6 +196,7 @@ impl Pull {
             let mut waiting = JoinSet::new();
             let mut shown = meters.clone();
             let mut holds = Vec::new();
+            let mut shared = false;
             let mut below: Option<LayerTicket> = None;
             for (index, (blob, id)) in layers.iter().zip(chain).enumerate() {
                 if let Some(hold) = self.inner.snapshots.hold(id) {
@@ -218,8 +219,9 @@ impl Pull {
                 let join = |meter| layer.run(meter, parent);
                 let mut ticket = self.inner.layers.join(*id, meter, join);
                 shown[index] = Arc::clone(&ticket.data);
+                shared |= !ticket.started;
                 below = Some(ticket.share());
-                waiting.spawn(async move { (ticket.started, ticket.wait().await) });
+                waiting.spawn(async move { ticket.wait().await });
             }
             drop(below);
             self.meters.set(shown);
@@ -228,9 +230,11 @@ impl Pull {
             waiting.shutdown().await;
             match collected {
                 Ok(()) => return Ok(holds),
-                // Another pull's failure, of its own credentials or mirrors, need not be ours.
-                Err((started, error)) if started || round == ROUNDS => return Err(error),
-                Err((_, error)) => tracing::debug!(%error, "a shared layer failed, trying alone"),
+                // A failure of another pull, with its own credentials and mirrors, need not be ours.
+                Err(error) if shared && round < ROUNDS => {
+                    tracing::debug!(%error, "a layer failed that another pull had begun");
+                }
+                Err(error) => return Err(error),
             }
         }
     }
@@ -250,16 +254,11 @@ impl Drop for Unfinished<'_> {
 
 /// Waits for all layers, or for the first failure.
 async fn collect(
-    waiting: &mut JoinSet<(bool, Option<LayerResult>)>,
+    waiting: &mut JoinSet<Option<LayerResult>>,
     holds: &mut Vec<Arc<Hold>>,
-) -> Result<(), (bool, PullError)> {
+) -> Result<(), PullError> {
     while let Some(joined) = waiting.join_next().await {
-        let (started, result) = joined.unwrap_or((true, None));
-        holds.push(
-            result
-                .unwrap_or(Err(PullError::Stopped))
-                .map_err(|error| (started, error))?,
-        );
+        holds.push(joined.ok().flatten().unwrap_or(Err(PullError::Stopped))?);
     }
     Ok(())
 }

@@ -42,11 +42,15 @@ impl Endpoint {
     ) -> Result<Self, HostsError> {
         let client = clients.get(&host.tls, host.dial_timeout, network)?;
         // "skip_verify" is meant for the registry, not for whatever token server it names.
-        let verified = TlsFiles {
-            skip_verify: false,
-            ..host.tls.clone()
+        let token_client = if host.tls.skip_verify {
+            let verified = TlsFiles {
+                skip_verify: false,
+                ..host.tls.clone()
+            };
+            clients.get(&verified, host.dial_timeout, network)?
+        } else {
+            client.clone()
         };
-        let token_client = clients.get(&verified, host.dial_timeout, network)?;
         let authority = host
             .base
             .authority()

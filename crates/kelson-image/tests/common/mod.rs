@@ -17,7 +17,7 @@ use http_body_util::BodyExt as _;
 use hyper::body::{Body, Frame, Incoming};
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
-use kelson_image::layout::{BuiltImage, ImageBuilder, LayerFormat};
+use kelson_image::layout::{BuiltImage, ImageBuilder, LayerFormat, descriptor};
 use kelson_image::serve::Registry;
 use kelson_image::{
     Credentials, ImageConfig, ImageId, Images, NetworkConfig, Platform, PullError, PullRequest,
@@ -412,6 +412,29 @@ pub(crate) fn builder(text: &str) -> ImageBuilder {
         .user("1000:100")
         .bytes("/etc/hello", text.as_bytes(), 0o644)
         .unwrap()
+}
+
+/// Puts the layers of some images on top of each other, and serves the result as `stack:latest`.
+pub(crate) fn stack(registry: &mut Registry, images: &[BuiltImage]) {
+    let parse = |bytes: &Bytes| serde_json::from_slice::<serde_json::Value>(bytes).unwrap();
+    let mut config = parse(&images[0].config);
+    let mut manifest = parse(&images[0].manifest);
+    let all = |document: fn(&BuiltImage) -> &Bytes, pointer: &str| -> serde_json::Value {
+        images
+            .iter()
+            .map(|image| parse(document(image)).pointer(pointer).unwrap().clone())
+            .collect()
+    };
+    config["rootfs"]["diff_ids"] = all(|image| &image.config, "/rootfs/diff_ids/0");
+    manifest["layers"] = all(|image| &image.manifest, "/layers/0");
+    let config = Bytes::from(config.to_string());
+    manifest["config"] = descriptor("application/vnd.oci.image.config.v1+json", &config);
+    registry.add_blob(config);
+    for image in images {
+        registry.add_blob(image.layer.clone());
+    }
+    let media_type = "application/vnd.oci.image.manifest.v1+json";
+    registry.add_manifest("stack", "latest", media_type, manifest.to_string().into());
 }
 
 /// A registry with `hello:latest`.
