@@ -110,7 +110,11 @@ fn remove_one(
     }
     loop {
         match open_below(parent, name, DIRECTORY) {
-            Ok(dir) => empty(&dir, level, moved)?,
+            // Somebody else deletes the same: listing a directory that is gone fails so.
+            Ok(dir) => match empty(&dir, level, moved) {
+                Ok(()) | Err(Errno::NOENT) => {}
+                Err(error) => return Err(error),
+            },
             Err(Errno::NOENT) => return Ok(()),
             Err(error) => return Err(error),
         }
