@@ -33,6 +33,9 @@ use kelson_client::{Client, Endpoint};
 
 use crate::ui::{self, Io};
 
+pub(crate) use log::{LogFile, Record};
+pub(crate) use run::{MASKED_PATHS, READONLY_PATHS};
+
 /// What the exit codes of all client commands mean; a part of `kelson --help`.
 pub(crate) const EXIT_CODES: &str = "\
 Exit codes: 0 success, 1 failure, 2 wrong usage; `run` and `exec` exit with the code of the process

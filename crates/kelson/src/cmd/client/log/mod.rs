@@ -10,7 +10,7 @@ use std::time::Duration;
 use anyhow::Result;
 
 pub(crate) use file::LogFile;
-pub(crate) use record::Printer;
+pub(crate) use record::{Printer, Record};
 
 use crate::ui::Io;
 

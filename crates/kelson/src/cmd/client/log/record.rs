@@ -50,6 +50,13 @@ impl<'a> Record<'a> {
     }
 }
 
+impl Record<'_> {
+    /// Whether the container wrote it to its standard output.
+    pub(crate) fn is_stdout(&self) -> bool {
+        self.stream == Stream::Stdout
+    }
+}
+
 /// Prints records: standard output and standard error of the container to those of this program.
 #[derive(Debug, Default)]
 pub(crate) struct Printer {

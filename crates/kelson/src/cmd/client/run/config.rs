@@ -22,7 +22,8 @@ pub(crate) const LABEL: &str = "kelson.run";
 /// Length of a processor period in microseconds.
 const CPU_PERIOD: i64 = 100_000;
 
-const MASKED_PATHS: [&str; 11] = [
+/// Paths that look empty in a container, as the kubelet asks for by default.
+pub(crate) const MASKED_PATHS: [&str; 11] = [
     "/proc/acpi",
     "/proc/asound",
     "/proc/interrupts",
@@ -36,7 +37,8 @@ const MASKED_PATHS: [&str; 11] = [
     "/sys/firmware",
 ];
 
-const READONLY_PATHS: [&str; 5] = [
+/// Paths that are read-only in a container, as the kubelet asks for by default.
+pub(crate) const READONLY_PATHS: [&str; 5] = [
     "/proc/bus",
     "/proc/fs",
     "/proc/irq",
