@@ -642,3 +642,22 @@ async fn what_a_failed_pull_got_serves_the_next_one() {
     node.images.remove(&name).unwrap();
     assert!(node.snapshots.layers().is_empty());
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_small_registry_serves_by_itself() {
+    if !is_root() {
+        return;
+    }
+    let image = hello("hi");
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let name = format!("{}/hello", listener.local_addr().unwrap());
+    let serving = tokio::spawn(kelson_image::serve::serve(
+        listener,
+        Arc::new(registry(&image)),
+    ));
+    let node = Node::new();
+    assert_eq!(node.pull(&name).await.unwrap(), id(&image));
+    let error = node.pull(&format!("{name}:other")).await.unwrap_err();
+    assert!(matches!(error, PullError::NotFound { .. }), "{error}");
+    serving.abort();
+}

@@ -247,7 +247,8 @@ async fn mirrors_are_tried_in_order() {
         let fixture = Fixture::start(Registry::new(), |_, _| Act::Serve).await;
         fixture.address
     };
-    let empty = Fixture::start(Registry::new(), |_, _| Act::Serve).await;
+    // A mirror that asks for credentials gets none: they are the registry's.
+    let empty = Fixture::start(Registry::new(), |_, _| unauthorized(&["Basic".into()])).await;
     let mut padded = other.layer.to_vec();
     padded.resize(image.layer.len(), 0);
     let wrong = layer.clone();
@@ -290,6 +291,12 @@ async fn mirrors_are_tried_in_order() {
             .all(|seen| seen.query == "ns=r.example%3A5000")
     );
     assert!(!empty.seen().is_empty());
+    assert!(
+        empty
+            .seen()
+            .iter()
+            .all(|seen| seen.header("authorization").is_none())
+    );
     let seen = liar.seen();
     assert!(
         seen.iter()
