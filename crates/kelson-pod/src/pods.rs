@@ -106,7 +106,7 @@ impl Pods {
         network: kelson_network::Network,
         cgroups: kelson_cgroup::Hierarchy,
     ) -> Result<Self, OpenError> {
-        let zygote = Zygote::start(&config.program).map_err(OpenError::Zygote)?;
+        let zygote = Zygote::start(&config.program, &config.state).map_err(OpenError::Zygote)?;
         let facts = machine::facts(&cgroups);
         let services = Services {
             shims: Arc::new(zygote),
@@ -312,6 +312,11 @@ impl Pods {
         }
         // Everything handed to the journal before is written when this is.
         let _ = self.world.journal.commit(kelson_store::Batch::new()).await;
+    }
+
+    #[cfg(test)]
+    pub(crate) fn world(&self) -> Arc<World> {
+        Arc::clone(&self.world)
     }
 
     fn check_open(&self) -> Result<(), PodError> {

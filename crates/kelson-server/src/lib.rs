@@ -20,11 +20,14 @@ use kelson_cri::v1::runtime_service_server::RuntimeServiceServer;
 
 use kelson_image::Images;
 use kelson_network::Network;
-use kelson_pod::{Container, ContainerId, Pod, PodId, Pods, Snapshot};
+use kelson_pod::{Container, ContainerId, MAX_EXEC_OUTPUT, Pod, PodId, Pods, Snapshot};
 use tonic::service::Routes;
 
 use crate::error::VerbError;
 pub use crate::instrument::{Instrument, VerbCount};
+
+/// The longest answer: both outputs of an `ExecSync` at their cap, and what is around them.
+const MAX_ANSWER: usize = 2 * MAX_EXEC_OUTPUT + (1 << 20);
 
 /// What the verbs work with.
 #[derive(Clone)]
@@ -70,10 +73,10 @@ impl Server {
     pub fn routes(&self) -> Routes {
         let runtime = RuntimeServiceServer::new(self.clone())
             .max_decoding_message_size(MAX_MESSAGE_SIZE)
-            .max_encoding_message_size(MAX_MESSAGE_SIZE);
+            .max_encoding_message_size(MAX_ANSWER);
         let image = ImageServiceServer::new(self.clone())
             .max_decoding_message_size(MAX_MESSAGE_SIZE)
-            .max_encoding_message_size(MAX_MESSAGE_SIZE);
+            .max_encoding_message_size(MAX_ANSWER);
         Routes::new(runtime).add_service(image)
     }
 

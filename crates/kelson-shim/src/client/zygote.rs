@@ -3,7 +3,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -24,6 +24,7 @@ use crate::proto::{Event, PodSetup, Ready, SOCKET_NAME};
 #[derive(Debug)]
 pub struct Zygote {
     program: OwnedFd,
+    state: PathBuf,
     running: Mutex<Running>,
 }
 
@@ -47,21 +48,23 @@ pub struct Forked {
 
 impl Zygote {
     /// Starts a zygote from a sealed copy of a program, whose `main` must hand over to
-    /// [`crate::zygote::main`] when its first argument is `zygote`. Must be called in a tokio
-    /// runtime.
+    /// [`crate::zygote::main`] when its first argument is `zygote`. `state`, the daemon's directory,
+    /// is its second argument: it and its shims only show it, so that people can tell which daemon
+    /// a process belongs to. Must be called in a tokio runtime.
     ///
     /// # Errors
     /// When the program cannot be copied or executed.
-    pub fn start(program: &Path) -> Result<Self, ShimError> {
+    pub fn start(program: &Path, state: &Path) -> Result<Self, ShimError> {
         let program = kelson_sys::memfd::sealed_copy_of(program, "kelson").map_err(|error| {
             ShimError::Zygote {
                 action: "copied",
                 source: error.into(),
             }
         })?;
-        let running = spawn(&program)?;
+        let running = spawn(&program, state)?;
         Ok(Self {
             program,
+            state: state.to_owned(),
             running: Mutex::new(running),
         })
     }
@@ -112,7 +115,7 @@ impl Zygote {
                 ) =>
             {
                 tracing::warn!(%error, "the zygote is gone; starting a new one");
-                let fresh = spawn(&self.program)?;
+                let fresh = spawn(&self.program, &self.state)?;
                 *self.lock() = fresh;
                 self.send(&request, &theirs).await.map_err(zygote_error)?;
             }
@@ -159,7 +162,7 @@ impl Zygote {
     }
 }
 
-fn spawn(program: &OwnedFd) -> Result<Running, ShimError> {
+fn spawn(program: &OwnedFd, state: &Path) -> Result<Running, ShimError> {
     let failed = |source| ShimError::Zygote {
         action: "started",
         source,
@@ -175,6 +178,7 @@ fn spawn(program: &OwnedFd) -> Result<Running, ShimError> {
     let process = Command::new(format!("/proc/self/fd/{}", program.as_raw_fd()))
         .arg0("kelson")
         .arg("zygote")
+        .arg(state)
         .env_clear()
         .current_dir("/")
         .stdin(Stdio::from(theirs))

@@ -24,6 +24,11 @@ use crate::proto::{
 /// may hold its pipes.
 const DRAIN: Duration = Duration::from_millis(500);
 
+/// When the count of OOM kills is read after a notice, and until when: a notice may come a moment
+/// before its kill is counted.
+const OOM_STEP: Duration = Duration::from_millis(20);
+const OOM_LIMIT: Duration = Duration::from_secs(1);
+
 const BOTH: [Stream; 2] = [Stream::Stdout, Stream::Stderr];
 
 /// A container that is not over.
@@ -37,10 +42,18 @@ pub(super) struct Container {
     /// Kept open, so that the container does not read an end.
     _stdin: Option<OwnedFd>,
     outputs: Outputs,
-    /// Tells that memory has run out, and how often it had been told.
-    oom: Option<OwnedFd>,
-    oom_kills: u64,
+    oom: Oom,
     phase: Phase,
+}
+
+/// What is known of its memory running out.
+#[derive(Debug, Default)]
+struct Oom {
+    watch: Option<OwnedFd>,
+    /// The kills that have been told of.
+    kills: u64,
+    /// When the count is read again, and for the last time, after a notice.
+    again: Option<(Instant, Instant)>,
 }
 
 #[derive(Debug)]
@@ -100,7 +113,7 @@ impl Container {
     pub(super) fn deadline(&self) -> Option<Instant> {
         match &self.phase {
             Phase::Starting { deadline, .. } => Some(*deadline),
-            Phase::Running(_) => None,
+            Phase::Running(_) => self.oom.again.map(|(again, _)| again),
             Phase::Ending { again, .. } => Some(*again),
         }
     }
@@ -268,8 +281,7 @@ impl Shim {
             log,
             _stdin: stdin,
             outputs,
-            oom: None,
-            oom_kills: 0,
+            oom: Oom::default(),
             phase: Phase::Starting {
                 connection,
                 progress: launched.progress,
@@ -359,7 +371,7 @@ impl Shim {
                 .add(&oom, Token::ContainerOom(serial), flags)
                 .is_ok()
             {
-                container.oom = Some(oom);
+                container.oom.watch = Some(oom);
             }
         }
         self.reply(connection, &Reply::Started(started));
@@ -390,22 +402,34 @@ impl Shim {
         }
     }
 
+    /// Memory has run out, or the cgroup has been removed.
     pub(super) fn container_oom(&mut self, serial: u64) {
-        let Some(container) = self.containers.get_mut(&serial) else {
-            return;
-        };
-        let Some(oom) = &container.oom else { return };
+        let Some(container) = self.containers.get_mut(&serial) else { return };
+        let Some(watch) = &container.oom.watch else { return };
         let mut buffer = [0; 4096];
         // Reading takes the notice away; a notice that cannot be taken away is not waited for.
-        if !matches!(streams::read(oom, &mut buffer), Read::Bytes(_)) {
-            self.poll.remove(oom);
+        if !matches!(streams::read(watch, &mut buffer), Read::Bytes(_)) {
+            self.poll.remove(watch);
         }
-        let kills = container.cgroup.oom_kills().unwrap_or(container.oom_kills);
-        if kills > container.oom_kills {
-            container.oom_kills = kills;
+        container.oom.again = Some((Instant::now(), Instant::now() + OOM_LIMIT));
+        self.container_oom_count(serial);
+    }
+
+    /// Reads the count of OOM kills after a notice, now and again.
+    fn container_oom_count(&mut self, serial: u64) {
+        let Some(container) = self.containers.get_mut(&serial) else { return };
+        let kills = container.cgroup.oom_kills().unwrap_or(container.oom.kills);
+        if kills > container.oom.kills {
+            container.oom.kills = kills;
+            container.oom.again = None;
             if matches!(container.phase, Phase::Running(_)) {
                 let container = container.id;
                 self.broadcast(&Event::OomKilled { container });
+            }
+        } else if let Some((again, last)) = &mut container.oom.again {
+            *again = Instant::now() + OOM_STEP;
+            if *again > *last {
+                container.oom.again = None;
             }
         }
     }
@@ -501,8 +525,8 @@ impl Shim {
         else {
             return;
         };
-        let kills = container.cgroup.oom_kills().unwrap_or(container.oom_kills);
-        let oom_killed = kills.max(container.oom_kills) > 0;
+        let kills = container.cgroup.oom_kills().unwrap_or(0);
+        let oom_killed = kills.max(container.oom.kills) > 0;
         let id = container.id;
         match outcome {
             Ok(started) => {
@@ -568,7 +592,8 @@ impl Shim {
                 );
             }
             Some(Phase::Ending { .. }) => self.container_ends(serial),
-            Some(Phase::Running(_)) | None => {}
+            Some(Phase::Running(_)) => self.container_oom_count(serial),
+            None => {}
         }
     }
 

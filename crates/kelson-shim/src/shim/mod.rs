@@ -16,6 +16,7 @@ mod calls;
 mod conn;
 mod container;
 mod exec;
+mod memory;
 mod poll;
 mod setup;
 mod signals;
@@ -214,11 +215,7 @@ impl Shim {
         self.used = false;
         self.input.release();
         self.formatter.release();
-        #[cfg(target_env = "gnu")]
-        // SAFETY: malloc_trim has no preconditions.
-        unsafe {
-            libc::malloc_trim(0);
-        }
+        memory::release();
     }
 
     fn dispatch(&mut self, Happened { token, flags }: Happened) {

@@ -33,8 +33,26 @@ pub(crate) fn main(arguments: &[String]) -> ExitCode {
 
 type Outcome = Result<(), Box<dyn std::error::Error>>;
 
+/// Serves until SIGTERM, which the first process of a container gets only if it asks for it.
 fn serve(port: &str) -> Outcome {
     let port: u16 = port.parse()?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let outcome = runtime.block_on(async {
+        use tokio::signal::unix::{SignalKind, signal};
+        let mut terminate = signal(SignalKind::terminate())?;
+        let served =
+            tokio::task::spawn_blocking(move || listen(port).map_err(|error| error.to_string()));
+        tokio::select! {
+            served = served => Ok(served??),
+            _ = terminate.recv() => Ok(()),
+        }
+    });
+    // The listening thread may be in the middle of waiting; it ends with the process.
+    runtime.shutdown_background();
+    outcome
+}
+
+fn listen(port: u16) -> Outcome {
     let listener = TcpListener::bind(("0.0.0.0", port))?;
     println!("listening on port {port}");
     for stream in listener.incoming() {

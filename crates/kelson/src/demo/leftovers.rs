@@ -2,8 +2,12 @@
 
 use std::collections::BTreeSet;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
+
+/// How long the kernel may take to let go of interfaces and namespaces: it does so in the background.
+const GRACE: Duration = Duration::from_secs(3);
 
 /// The things on a machine, each with its kind and name.
 pub(super) struct Machine(BTreeSet<String>);
@@ -21,16 +25,27 @@ impl Machine {
         Ok(Self(things))
     }
 
-    /// What is there later and was not there now, as far as it can be the demo's.
-    pub(super) fn compare(&self, later: &Self) -> Vec<String> {
-        later.0.difference(&self.0).filter(|thing| ours(thing)).cloned().collect()
+    /// What is there later and was not there now, and bears `mark`; with a little patience.
+    pub(super) fn left(&self, mark: &str) -> anyhow::Result<Vec<String>> {
+        let begin = Instant::now();
+        loop {
+            let later = Self::look()?;
+            let new = later.0.difference(&self.0);
+            let left: Vec<String> = new.filter(|thing| is_ours(thing, mark)).cloned().collect();
+            if left.is_empty() || begin.elapsed() > GRACE {
+                return Ok(left);
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
     }
 }
 
-/// Other programs come and go meanwhile: only what bears our names counts, and every new interface
-/// or mount.
-fn ours(thing: &str) -> bool {
-    thing.contains("kelson") || thing.starts_with("interface") || thing.starts_with("network namespace")
+/// Other programs come and go meanwhile; the demo's things bear its mark, except that an interface
+/// or a network namespace has a name of the kernel's choice.
+fn is_ours(thing: &str, mark: &str) -> bool {
+    thing.contains(mark)
+        || thing.starts_with("interface veth")
+        || thing.starts_with("network namespace")
 }
 
 fn mounts(things: &mut BTreeSet<String>) -> anyhow::Result<()> {
@@ -46,19 +61,12 @@ fn mounts(things: &mut BTreeSet<String>) -> anyhow::Result<()> {
 fn processes(things: &mut BTreeSet<String>) -> anyhow::Result<()> {
     for entry in std::fs::read_dir("/proc").context("cannot read the processes")? {
         let path = entry.context("cannot read the processes")?.path();
-        let is_process = path
-            .file_name()
-            .and_then(|name| name.to_str())
-            .is_some_and(|name| name.bytes().all(|byte| byte.is_ascii_digit()));
-        if !is_process {
-            continue;
-        }
-        // A process may be gone by now; then it is not left.
-        if let (Ok(name), Ok(pid)) =
-            (std::fs::read_to_string(path.join("comm")), path.strip_prefix("/proc"))
-        {
-            things.insert(format!("process {} ({})", name.trim_end(), pid.display()));
-        }
+        // What is no process has no command line; a process may be gone by now and is not left then.
+        let Ok(command) = std::fs::read(path.join("cmdline")) else { continue };
+        let cgroup = std::fs::read_to_string(path.join("cgroup")).unwrap_or_default();
+        let cgroup = cgroup.lines().find(|line| !line.ends_with(":/")).unwrap_or_default();
+        let command = String::from_utf8_lossy(&command).replace('\0', " ");
+        things.insert(format!("process {} {command}{cgroup}", path.display()));
     }
     Ok(())
 }
@@ -87,11 +95,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_new_directory_with_our_name_is_seen() {
+    fn a_new_directory_with_the_mark_is_seen() {
         let before = Machine::look().unwrap();
         let dir = tempfile::Builder::new().prefix("kelson-left-").tempdir().unwrap();
-        let left = before.compare(&Machine::look().unwrap());
         let name = dir.path().file_name().unwrap().to_str().unwrap();
-        assert!(left.iter().any(|thing| thing.contains(name)), "{left:?}");
+        let left = before.left(name).unwrap();
+        assert!(left.iter().any(|thing| thing.starts_with("directory")), "{left:?}");
     }
 }

@@ -45,7 +45,8 @@ pub(crate) fn run(arguments: &Demo) -> anyhow::Result<ExitCode> {
 async fn demo(arguments: &Demo) -> anyhow::Result<ExitCode> {
     println!("Kelson {}: one pod from image to nothing left\n", env!("CARGO_PKG_VERSION"));
     let before = Machine::look()?;
-    let mut node = Node::start().await?;
+    let mark = format!("kelson-demo-{}", std::process::id());
+    let mut node = Node::start(&mark).await?;
     let outcome = steps::run(&node).await;
     if outcome.is_err() {
         steps::clean(&node).await;
@@ -60,8 +61,8 @@ async fn demo(arguments: &Demo) -> anyhow::Result<ExitCode> {
         eprintln!("\nthe daemon's log ends with:\n{log}");
         return Err(error);
     }
-    let left = before.compare(&Machine::look()?);
-    println!("\nLooking for what is left: processes, mounts, cgroups, interfaces, network namespaces, rules");
+    println!("\nLooking for what is left: processes, mounts, cgroups, interfaces, network namespaces");
+    let left = before.left(&mark)?;
     if left.is_empty() {
         println!("  nothing: the machine is as it was before");
         return Ok(ExitCode::SUCCESS);

@@ -1,5 +1,6 @@
 //! The demo's private node: its directories, its registry and its daemon.
 
+use std::collections::HashSet;
 use std::fs::File;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -35,14 +36,15 @@ pub(super) struct Node {
 
 impl Node {
     /// Makes the image, starts the registry and the daemon, and connects.
-    pub(super) async fn start() -> anyhow::Result<Self> {
+    /// Everything it makes bears `mark`.
+    pub(super) async fn start(mark: &str) -> anyhow::Result<Self> {
         let dir = tempfile::Builder::new()
-            .prefix("kelson-demo-")
+            .prefix(&format!("{mark}-"))
             .tempdir()
             .context("cannot make a directory for the demo")?;
         let pid = std::process::id();
         let bridge = format!("kdemo{pid}");
-        let cgroup = format!("/kelson-demo-{pid}");
+        let cgroup = format!("/{mark}");
 
         let listener =
             TcpListener::bind("127.0.0.1:0").await.context("cannot listen on loopback")?;
@@ -121,7 +123,11 @@ impl Node {
             bail!("the daemon failed at its end ({status})");
         }
         let config = config::load(&self.dir.path().join("config.toml"), true)?;
-        Network::open(network_config(&config))?.destroy_fallback().await?;
+        let network = Network::open(network_config(&config))?;
+        // The daemon may have ended while it still removed an interface in the background.
+        network.gc(&HashSet::new()).await;
+        network.settle().await;
+        network.destroy_fallback().await?;
         Cgroup::new(&Hierarchy::detect()?, &self.cgroup)?.remove()?;
         Ok(())
     }

@@ -18,8 +18,8 @@ pub(crate) struct Registry {
 /// Programs that the tests use by name.
 const APPLETS: &[&str] = &[
     "awk", "cat", "echo", "false", "grep", "head", "hostname", "httpd", "id", "kill", "ls", "mkdir",
-    "mount", "printf", "ps", "pwd", "readlink", "seq", "setsid", "sh", "sleep", "test", "touch", "tr",
-    "true", "tty", "umount", "unshare", "wc", "wget",
+    "mount", "nc", "printf", "ps", "pwd", "readlink", "seq", "setsid", "sh", "sleep", "tail", "test", "touch", "tr",
+    "true", "tty", "umount", "unshare", "wc",
 ];
 
 impl Registry {

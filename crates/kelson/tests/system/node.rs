@@ -267,8 +267,7 @@ impl Node {
         left.extend(mounts.lines().filter(|line| line.contains(&dir)).map(str::to_owned));
         for entry in std::fs::read_dir("/proc").into_iter().flatten().flatten() {
             let cgroup = std::fs::read_to_string(entry.path().join("cgroup")).unwrap_or_default();
-            let command = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
-            let command = String::from_utf8_lossy(&command).replace('\0', " ");
+            let command = command(&entry.path());
             if cgroup.contains(&format!("/{}/", self.name)) || command.contains(&dir) {
                 left.insert(format!("process {} {command}", entry.path().display()));
             }
@@ -302,11 +301,11 @@ impl Drop for Node {
             // It may be gone already.
             let _ = daemon.start_kill();
         }
-        let pods = self.dir().join("run/pods");
+        let dir = self.dir().display().to_string();
         for entry in std::fs::read_dir("/proc").into_iter().flatten().flatten() {
             let cgroup = std::fs::read_to_string(entry.path().join("cgroup")).unwrap_or_default();
             let ours = cgroup.contains(&format!("/{}/", self.name))
-                || holds_socket_below(&entry.path(), &pods);
+                || command(&entry.path()).contains(&dir);
             let pid = entry.file_name().to_str().and_then(|pid| pid.parse().ok());
             if let (true, Some(pid)) = (ours, pid.and_then(rustix::process::Pid::from_raw)) {
                 let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
@@ -322,9 +321,10 @@ impl Drop for Node {
     }
 }
 
-/// Whether a process works in this directory, as shims do in their pod's.
-fn holds_socket_below(process: &Path, folder: &Path) -> bool {
-    std::fs::read_link(process.join("cwd")).is_ok_and(|cwd| cwd.starts_with(folder))
+/// The command line of a process; shims have their daemon's state directory in it.
+fn command(process: &Path) -> String {
+    let command = std::fs::read(process.join("cmdline")).unwrap_or_default();
+    String::from_utf8_lossy(&command).replace('\0', " ")
 }
 
 fn cgroups(folder: &Path, name: &str, depth: usize, left: &mut BTreeSet<String>) {

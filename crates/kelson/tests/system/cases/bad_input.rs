@@ -138,7 +138,7 @@ async fn commands(node: &mut Node) -> Outcome {
 
 async fn images(node: &mut Node) -> Outcome {
     for (image, code) in [
-        ("UPPER/case:x".to_owned(), Code::InvalidArgument),
+        ("library/UPPER:x".to_owned(), Code::InvalidArgument),
         (String::new(), Code::InvalidArgument),
         (node.registry.reference("no-such-image:latest"), Code::NotFound),
         ("127.0.0.1:1/x:latest".to_owned(), Code::Unavailable),

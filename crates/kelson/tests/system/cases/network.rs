@@ -24,7 +24,8 @@ pub(super) fn cases() -> Vec<Case> {
 /// Fetches from `address` inside a container until it answers.
 async fn fetch(node: &Node, container: &str, address: &str) -> anyhow::Result<String> {
     let script = format!(
-        "for i in 1 2 3 4 5 6 7 8 9 10; do wget -q -T 2 -O - http://{address}/ && exit 0; sleep 0.2; done; exit 1"
+        "for i in 1 2 3 4 5 6 7 8 9 10; do \
+         printf 'GET / HTTP/1.0\\r\\n\\r\\n' | nc -w 2 {address} 80 | tail -n 1 | grep . && exit 0; sleep 0.2; done; exit 1"
     );
     node.output(container, &script).await
 }

@@ -129,8 +129,10 @@ async fn shared_pid(node: &mut Node) -> Outcome {
 
 async fn host_network(node: &mut Node) -> Outcome {
     let image = node.busybox().await?;
-    let (pod, container) =
-        node.run(&host_network_pod(&node.logs()), shell("main", &image, "sleep 1000")).await?;
+    let mut config = shell("main", &image, "sleep 1000");
+    let security = config.linux.as_mut().and_then(|linux| linux.security_context.as_mut());
+    security.context("no security")?.namespace_options = None;
+    let (pod, container) = node.run(&host_network_pod(&node.logs()), config).await?;
     let host = std::fs::read_link("/proc/self/ns/net")?;
     let inside = node.output(&container, "readlink /proc/self/ns/net").await?;
     ensure!(inside == host.display().to_string());
