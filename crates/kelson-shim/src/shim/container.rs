@@ -404,8 +404,12 @@ impl Shim {
 
     /// Memory has run out, or the cgroup has been removed.
     pub(super) fn container_oom(&mut self, serial: u64) {
-        let Some(container) = self.containers.get_mut(&serial) else { return };
-        let Some(watch) = &container.oom.watch else { return };
+        let Some(container) = self.containers.get_mut(&serial) else {
+            return;
+        };
+        let Some(watch) = &container.oom.watch else {
+            return;
+        };
         let mut buffer = [0; 4096];
         // Reading takes the notice away; a notice that cannot be taken away is not waited for.
         if !matches!(streams::read(watch, &mut buffer), Read::Bytes(_)) {
@@ -417,7 +421,9 @@ impl Shim {
 
     /// Reads the count of OOM kills after a notice, now and again.
     fn container_oom_count(&mut self, serial: u64) {
-        let Some(container) = self.containers.get_mut(&serial) else { return };
+        let Some(container) = self.containers.get_mut(&serial) else {
+            return;
+        };
         let kills = container.cgroup.oom_kills().unwrap_or(container.oom.kills);
         if kills > container.oom.kills {
             container.oom.kills = kills;

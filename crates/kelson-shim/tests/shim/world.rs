@@ -66,7 +66,9 @@ impl World {
         std::fs::create_dir(dir.path().join("pods")).unwrap();
         Self {
             dir,
-            zygote: Some(Zygote::start(Path::new("/proc/self/exe"), Path::new("/run/kelson-test")).unwrap()),
+            zygote: Some(
+                Zygote::start(Path::new("/proc/self/exe"), Path::new("/run/kelson-test")).unwrap(),
+            ),
             cgroup: format!("/kelson-shim-test-{}-{number}", std::process::id()),
             shims: Mutex::new(Vec::new()),
         }
