@@ -17,104 +17,103 @@ use super::processes::Processes;
 use super::report::{Better, Report};
 use super::samples::{Step, Summary};
 
-const MIB: f64 = (1 << 20) as f64;
-
-#[expect(
-    clippy::cast_precision_loss,
-    reason = "bytes and nanoseconds of a few processes"
-)]
 pub(super) async fn run(bench: &Arc<Bench>, report: &mut Report) {
-    let count = bench.args.pods;
-    let peers = &bench.peers;
-    let bytes = |processes: &Processes| processes.proportional_bytes() as f64;
-    let empty: Vec<f64> = peers
+    let monitors = bench
+        .peers
         .iter()
-        .map(|peer| bytes(&Processes::of(peer.daemon, &[])))
+        .map(|peer| Processes::of(peer.daemon, &[]));
+    let empty: Vec<f64> = monitors.map(|processes| mebibytes(&processes)).collect();
+    let fleets = up(bench, report).await;
+    calls(bench, &fleets, report).await;
+    // What a peer without its pods uses would be no measurement.
+    let monitors = bench.peers.iter().zip(&fleets);
+    let monitors: Vec<Option<Processes>> = monitors
+        .map(|(peer, fleet)| (!fleet.is_empty()).then(|| Processes::of(peer.daemon, fleet)))
         .collect();
+    memory(bench, &empty, &monitors, report);
+    idle(bench, &monitors, report).await;
+    down(bench, fleets, report).await;
+}
+
+async fn up(bench: &Arc<Bench>, report: &mut Report) -> Vec<Vec<Up>> {
+    let count = bench.args.pods;
     let mut fleets: Vec<Vec<Up>> = Vec::new();
-    let mut up_rates = Vec::new();
-    for peer in peers {
+    let mut rates = Vec::new();
+    for peer in &bench.peers {
         bench.progress(&format!("{}: {count} pods up", peer.name));
         let begin = Instant::now();
-        match all_up(bench, peer).await {
-            Ok(fleet) => {
-                up_rates.push(rate(count, begin.elapsed()));
-                fleets.push(fleet);
-            }
+        let (fleet, speed) = match all_up(bench, peer).await {
+            Ok(fleet) => (fleet, rate(count, begin.elapsed())),
             Err(error) => {
                 report.remark(&peer.name, "many pods up", &error);
-                up_rates.push(None);
-                fleets.push(Vec::new());
+                (Vec::new(), None)
             }
-        }
+        };
+        fleets.push(fleet);
+        rates.push(speed);
     }
-    let at_once = bench.args.parallel;
-    let work = format!("{count} pods, {at_once} at a time: up");
-    report.row(work, "pods/s", Better::Higher, up_rates);
+    let work = format!("{count} pods, {} at a time: up", bench.args.parallel);
+    report.row(work, "pods/s", Better::Higher, rates);
+    fleets
+}
 
-    calls(bench, &fleets, report).await;
+async fn down(bench: &Arc<Bench>, fleets: Vec<Vec<Up>>, report: &mut Report) {
+    let count = bench.args.pods;
+    let mut rates = Vec::new();
+    for (peer, fleet) in bench.peers.iter().zip(fleets) {
+        bench.progress(&format!("{}: {count} pods down", peer.name));
+        let begin = Instant::now();
+        rates.push(match all_down(bench, peer, fleet).await {
+            Ok(0) => None,
+            Ok(stopped) => rate(stopped, begin.elapsed()),
+            Err(error) => {
+                report.remark(&peer.name, "many pods down", &error);
+                None
+            }
+        });
+    }
+    let work = format!("{count} pods, {} at a time: down", bench.args.parallel);
+    report.row(work, "pods/s", Better::Higher, rates);
+}
 
-    let monitors: Vec<Processes> = peers
-        .iter()
-        .zip(&fleets)
-        .map(|(peer, fleet)| Processes::of(peer.daemon, fleet))
-        .collect();
-    let full: Vec<f64> = monitors.iter().map(bytes).collect();
-    let total = full.iter().map(|full| single(full / MIB)).collect();
+fn memory(bench: &Bench, empty: &[f64], full: &[Option<Processes>], report: &mut Report) {
+    let count = bench.args.pods;
+    let full: Vec<Option<f64>> = full.iter().map(|f| f.as_ref().map(mebibytes)).collect();
+    let total = full.iter().map(|full| single((*full)?)).collect();
     report.row(
         format!("memory with {count} pods (PSS)"),
         "MiB",
         Better::Lower,
         total,
     );
-    let growth = empty
-        .iter()
-        .zip(&full)
-        .map(|(empty, full)| (full - empty).max(0.0) / MIB);
-    let growth = growth
-        .map(|growth| single(growth / f64::from(count)))
-        .collect();
+    let growth = empty.iter().zip(&full);
+    let growth = growth.map(|(empty, full)| single(((*full)? - empty).max(0.0) / f64::from(count)));
     report.row(
         "memory that a pod adds (PSS)".into(),
         "MiB",
         Better::Lower,
-        growth,
+        growth.collect(),
     );
+}
 
+#[expect(clippy::cast_precision_loss, reason = "nanoseconds of some seconds")]
+async fn idle(bench: &Bench, monitors: &[Option<Processes>], report: &mut Report) {
     let seconds = bench.args.idle;
     bench.progress(&format!("idle for {seconds} s"));
-    let before: Vec<u64> = monitors
-        .iter()
-        .map(Processes::processor_nanoseconds)
-        .collect();
+    let time = |m: &Option<Processes>| m.as_ref().map(Processes::processor_nanoseconds);
+    let before: Vec<Option<u64>> = monitors.iter().map(time).collect();
     tokio::time::sleep(Duration::from_secs(seconds.into())).await;
     let used = monitors.iter().zip(before).map(|(monitor, before)| {
-        let used = monitor.processor_nanoseconds().saturating_sub(before);
+        let used = time(monitor)?.saturating_sub(before?);
         single(used as f64 / 1e6 / f64::from(seconds))
     });
-    let used = used.collect();
-    report.row(
-        format!("processor time, {count} idle pods"),
-        "ms/s",
-        Better::Lower,
-        used,
-    );
+    let work = format!("processor time, {} idle pods", bench.args.pods);
+    report.row(work, "ms/s", Better::Lower, used.collect());
+}
 
-    let mut down_rates = Vec::new();
-    for (peer, fleet) in peers.iter().zip(fleets) {
-        bench.progress(&format!("{}: {count} pods down", peer.name));
-        let begin = Instant::now();
-        match all_down(bench, peer, fleet).await {
-            Ok(0) => down_rates.push(None),
-            Ok(stopped) => down_rates.push(rate(stopped, begin.elapsed())),
-            Err(error) => {
-                report.remark(&peer.name, "many pods down", &error);
-                down_rates.push(None);
-            }
-        }
-    }
-    let work = format!("{count} pods, {at_once} at a time: down");
-    report.row(work, "pods/s", Better::Higher, down_rates);
+#[expect(clippy::cast_precision_loss, reason = "memory of a few processes")]
+fn mebibytes(processes: &Processes) -> f64 {
+    processes.proportional_bytes() as f64 / f64::from(1 << 20)
 }
 
 fn rate(count: u32, time: Duration) -> Option<Summary> {

@@ -202,7 +202,8 @@ fn seccomp() -> SecurityProfile {
 }
 
 fn pod_config(bench: &Bench, peer: &Peer, network: Network, name: &str) -> PodSandboxConfig {
-    let uid = format!("{}-{name}", bench.id);
+    // The same runtime may be measured twice in one run.
+    let uid = format!("{}-{}-{name}", bench.id, peer.name);
     PodSandboxConfig {
         metadata: Some(PodSandboxMetadata {
             name: name.to_owned(),

@@ -104,10 +104,7 @@ mod tests {
         let mut steps = Steps::new(2);
         steps.add(1, vec![("b", ms(2)), ("a", ms(1))]);
         steps.add(0, vec![("a", ms(3))]);
-        let names: Vec<_> = steps
-            .summaries()
-            .map(|(name, peers)| (name, peers))
-            .collect();
+        let names: Vec<_> = steps.summaries().collect();
         assert_eq!(names[0].0, "b");
         assert!(names[0].1[0].is_none());
         assert!((names[1].1[0].unwrap().p50 - 3.0).abs() < 1e-9);
