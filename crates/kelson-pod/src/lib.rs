@@ -35,5 +35,8 @@ pub use kelson_shim::ids::{ContainerId, InvalidId, PodId};
 pub use pods::{ExecOutput, MAX_EXEC_OUTPUT, Pods, PodsConfig};
 pub use stats::{ContainerStats, PodStats, WritableUsage};
 pub use view::{
-    Container, ContainerState, ExitReason, Exited, Pod, PodState, Resolved, Snapshot, User,
+    Container, ContainerState, ExitReason, Exited, InPod, Pod, PodState, Resolved, Snapshot, User,
 };
+
+#[cfg(test)]
+mod tests;

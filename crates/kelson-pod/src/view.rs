@@ -22,6 +22,9 @@ pub struct Snapshot {
     containers: BTreeMap<ContainerId, PodId>,
 }
 
+/// A container with its pod.
+pub type InPod<'a> = (&'a Arc<Pod>, &'a Arc<Container>);
+
 impl Snapshot {
     /// All pods, ordered by id.
     pub fn pods(&self) -> impl Iterator<Item = &Arc<Pod>> {
@@ -41,7 +44,7 @@ impl Snapshot {
     }
 
     /// The container with this id and its pod.
-    pub fn container(&self, id: &ContainerId) -> Option<(&Arc<Pod>, &Arc<Container>)> {
+    pub fn container(&self, id: &ContainerId) -> Option<InPod<'_>> {
         let pod = self.pods.get(self.containers.get(id)?)?;
         Some((pod, pod.container(id)?))
     }
@@ -52,10 +55,7 @@ impl Snapshot {
     }
 
     /// The container whose id is `id` or the only one whose id starts with it, with its pod.
-    pub fn find_container(
-        &self,
-        id: &str,
-    ) -> Result<Option<(&Arc<Pod>, &Arc<Container>)>, Ambiguous> {
+    pub fn find_container(&self, id: &str) -> Result<Option<InPod<'_>>, Ambiguous> {
         Ok(by_prefix(&self.containers, id)?.and_then(|(id, _)| self.container(id)))
     }
 }

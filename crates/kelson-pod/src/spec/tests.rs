@@ -5,7 +5,6 @@ use crate::config::{ContainerSecurity, PodMetadata};
 
 struct Setup {
     pod_id: PodId,
-    id: ContainerId,
     pod: PodConfig,
     config: ContainerConfig,
     node: NodeRules,
@@ -17,7 +16,6 @@ impl Setup {
     fn new() -> Self {
         Self {
             pod_id: "a".repeat(64).parse().unwrap(),
-            id: "b".repeat(64).parse().unwrap(),
             pod: PodConfig {
                 metadata: PodMetadata {
                     name: "web".into(),
@@ -54,7 +52,6 @@ impl Setup {
             files: &files,
             pid_init: self.pid_init,
             hostname: "web-0",
-            id: &self.id,
             config: &self.config,
             image: &ImageProcess::default(),
             image_name: "nginx:1",

@@ -333,6 +333,3 @@ fn answer<T: Clone>(replies: &mut Vec<Reply<T>>, result: &Result<T, PodError>) {
         let _ = reply.send(result.clone());
     }
 }
-
-#[cfg(test)]
-mod tests;

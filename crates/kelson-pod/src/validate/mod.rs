@@ -180,7 +180,7 @@ impl Checker {
                 .strip_suffix("KB")
                 .or(size.strip_suffix("MB"))
                 .or(size.strip_suffix("GB"));
-            if !number.is_some_and(|number| number.parse::<u32>().is_ok()) {
+            if number.is_none_or(|number| number.parse::<u32>().is_err()) {
                 self.wrong(
                     format!("{field}.hugepage_limits"),
                     format!("{size:?} is not a page size like 2MB"),
