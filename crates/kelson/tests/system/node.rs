@@ -88,6 +88,10 @@ impl Node {
 
     /// Starts the daemon again.
     pub(crate) async fn restart(&mut self) -> anyhow::Result<()> {
+        if let Some(mut killed) = self.daemon.take() {
+            // Until it is gone its lock and its socket are there.
+            killed.wait().await.context("cannot wait for the killed daemon")?;
+        }
         self.daemon = Some(spawn(self.dir())?);
         self.client = connect(self.dir()).await?;
         Ok(())
