@@ -13,6 +13,7 @@
     reason = "clone3 and what a process does to itself before it executes"
 )]
 
+pub mod cli;
 pub mod seccomp;
 
 mod error;

@@ -1,5 +1,7 @@
 //! Containers that really run: namespaces, mounts, devices, credentials, limits.
 
+#![allow(clippy::unwrap_used, reason = "these are tests")]
+
 mod common;
 
 use std::fs;

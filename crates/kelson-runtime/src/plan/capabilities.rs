@@ -99,6 +99,11 @@ pub(crate) fn names(mask: u64) -> String {
     set.join(", ")
 }
 
+/// The names of all known capabilities.
+pub(crate) fn all_names() -> Vec<String> {
+    NAMES.iter().map(|name| format!("CAP_{name}")).collect()
+}
+
 fn mask(set: &Option<HashSet<Capability>>) -> u64 {
     let bit = |capability: &Capability| {
         let name = capability.to_string();

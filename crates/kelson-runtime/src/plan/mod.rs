@@ -14,7 +14,9 @@ use std::path::PathBuf;
 use kelson_sys::mount::Propagation;
 use oci_spec::runtime::{Linux, LinuxDevice, LinuxIdMapping, Spec};
 
-pub(crate) use capabilities::{CapabilitySets, names as capability_names};
+pub(crate) use capabilities::{
+    CapabilitySets, all_names as all_capability_names, names as capability_names,
+};
 pub(crate) use mounts::{MountKind, MountPlan};
 pub(crate) use namespaces::Namespaces;
 pub(crate) use process::{ProcessPlan, Rlimit};

@@ -5,6 +5,7 @@
 //! process of its own, see [`alone`].
 
 #![allow(dead_code, reason = "each test program uses a part")]
+#![allow(clippy::unwrap_used, clippy::print_stderr, reason = "these are tests")]
 
 use std::fs::File;
 use std::io::Read;
@@ -91,7 +92,7 @@ impl World {
         let root = dir.path().join("root");
         fill(&root);
         let name = format!(
-            "/kelson-test-{}-{}",
+            "/kelson-runtime-test-{}-{}",
             std::process::id(),
             COUNTER.fetch_add(1, Ordering::Relaxed)
         );
