@@ -5,10 +5,10 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use kelson_sys::root::Root;
-use rustix::fs::{Access, AtFlags, CWD, FileType};
+use rustix::fs::{Access, AtFlags, CWD, FileType, Mode};
 use rustix::io::Errno;
 
-use super::{Failure, NewProcess, OrFail};
+use super::{Container, Failure, NewProcess, OrFail};
 use crate::Kind;
 
 /// Largest `/etc/passwd` that is read.
@@ -114,6 +114,13 @@ fn home_in(passwd: &[u8], uid: u32) -> Option<&[u8]> {
         let usable = !home.is_empty() && !home.contains(&0);
         (number.parse() == Ok(uid) && usable).then_some(home)
     })
+}
+
+/// Makes the working directory when the image does not have it, as the field's runtimes do.
+pub(super) fn make_directory(container: &mut Container<'_>) -> Result<(), Failure> {
+    let cwd = &container.process.plan.cwd;
+    container.root()?.mkdir_all(cwd, Mode::from_raw_mode(0o755))?;
+    Ok(())
 }
 
 /// Enters the working directory and makes sure that it is inside the root.

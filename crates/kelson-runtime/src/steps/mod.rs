@@ -104,6 +104,7 @@ pub(crate) fn run_container<'a>(mut container: Container<'a>) -> ! {
         (Step::Devices, devices::make),
         (Step::Console, console::container_terminal),
         (Step::Hooks, hooks::create_container),
+        (Step::Command, command::make_directory),
         (Step::Masks, masks::apply),
         (Step::Sysctl, sysctl::apply),
         (Step::Pivot, pivot::enter),
