@@ -57,13 +57,22 @@ impl Cgroup {
     /// Makes the cgroup and its parents. Succeeds when it is there already. On v1 an empty cpuset
     /// takes over its parent's; on v2 the parents hand their controllers down.
     pub fn create(&self) -> Result<()> {
-        self.make_dirs()?;
+        self.create_group()?;
         match self.hierarchy.version() {
-            Version::V1 => match self.dir(Controller::Cpuset) {
-                Some(dir) => controllers::cpuset::inherit(&dir, self.root(Controller::Cpuset)),
-                None => Ok(()),
-            },
+            Version::V1 => Ok(()),
             Version::V2 => self.enable_controllers(),
+        }
+    }
+
+    /// Makes the cgroup and its parents as a mere group of processes, without limits of its own: on
+    /// v2 this is what can be made beneath a cgroup that has processes.
+    pub fn create_group(&self) -> Result<()> {
+        self.make_dirs()?;
+        match self.dir(Controller::Cpuset) {
+            Some(dir) if self.hierarchy.version() == Version::V1 => {
+                controllers::cpuset::inherit(&dir, self.root(Controller::Cpuset))
+            }
+            _ => Ok(()),
         }
     }
 

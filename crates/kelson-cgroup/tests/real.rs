@@ -217,6 +217,23 @@ fn a_signal_reaches_all() {
 }
 
 #[test]
+fn a_group_beneath_processes_is_killed_alone() {
+    for hierarchy in machine().iter().chain(&unified()) {
+        let cgroup = guard(hierarchy);
+        let mut outside = shell(&cgroup, ":");
+        let group = cgroup.child("group").unwrap();
+        group.create_group().unwrap();
+        let mut inside = shell(&group, ":");
+        group.kill(LONG).unwrap();
+        assert_eq!(inside.wait().unwrap().signal(), Some(9));
+        group.remove().unwrap();
+        assert_eq!(cgroup.pids().unwrap(), [outside.id()]);
+        go(&mut outside);
+        assert!(outside.wait().unwrap().success());
+    }
+}
+
+#[test]
 fn a_thread_enters_by_itself() {
     let Some(hierarchy) = machine() else { return };
     let cgroup = guard(&hierarchy);
