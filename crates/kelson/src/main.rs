@@ -48,7 +48,7 @@ fn main() -> ExitCode {
     let mut arguments = std::env::args_os().skip(1);
     match arguments.next().as_deref().and_then(std::ffi::OsStr::to_str) {
         Some("zygote") => return kelson_shim::zygote::main(),
-        Some("oci") => return kelson_runtime::cli::main(arguments),
+        Some("oci") => return kelson_runtime::cli::main(oci_arguments(arguments)),
         Some("demo-guest") => {
             let arguments: Vec<String> =
                 arguments.map(|word| word.to_string_lossy().into_owned()).collect();
@@ -60,7 +60,7 @@ fn main() -> ExitCode {
     let outcome = match cli.command {
         Command::Client(command) => return cmd::client::main(&cli.connection, command),
         Command::Bench(arguments) => return bench::main(arguments),
-        Command::Oci { arguments } => return kelson_runtime::cli::main(arguments.into_iter()),
+        Command::Oci { arguments } => return kelson_runtime::cli::main(oci_arguments(arguments)),
         Command::Serve(arguments) => cmd::serve::run(&arguments),
         Command::Demo(arguments) => demo::run(&arguments),
         Command::Config(arguments) => cmd::config::run(&arguments),
@@ -69,6 +69,13 @@ fn main() -> ExitCode {
         complain(&error);
         ExitCode::FAILURE
     })
+}
+
+/// The OCI runtime's own command line: its program name, then its arguments.
+fn oci_arguments(
+    arguments: impl IntoIterator<Item = std::ffi::OsString>,
+) -> impl Iterator<Item = std::ffi::OsString> {
+    std::iter::once("kelson oci".into()).chain(arguments)
 }
 
 /// Tells an error with its causes, once.

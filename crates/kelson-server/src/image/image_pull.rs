@@ -51,6 +51,13 @@ impl From<PullError> for VerbError {
             PullError::Unpack { .. } => Code::FailedPrecondition,
             PullError::Snapshot { .. } | PullError::Record(_) => Code::Internal,
         };
-        Self::new(code, &error)
+        let told = Self::new(code, &error);
+        match error {
+            // The kubelet tells a registry that is away from an image that is not there by this word.
+            PullError::RegistryUnavailable { .. } => {
+                Self::with(code, format!("RegistryUnavailable: {told}"))
+            }
+            _ => told,
+        }
     }
 }

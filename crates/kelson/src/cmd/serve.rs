@@ -119,6 +119,9 @@ async fn build(config: &Config) -> anyhow::Result<(Pods, Server)> {
         .context("opening the images was cut off")??;
     let network = Network::open(network_config(config))?;
     let cgroups = Hierarchy::detect()?;
+    if cgroups.vacate_root(Path::new("/proc"))? {
+        info!("moved the processes of the root cgroup out of the way of its controllers");
+    }
     let pods_config = PodsConfig {
         root: config.root.clone(),
         state: config.state.clone(),
@@ -127,6 +130,11 @@ async fn build(config: &Config) -> anyhow::Result<(Pods, Server)> {
     };
     let pods =
         Pods::open(pods_config, images.clone(), snapshotter, network.clone(), cgroups).await?;
+    // Only now it is known which layers containers of earlier runs need.
+    let collector = images.clone();
+    tokio::task::spawn_blocking(move || collector.collect())
+        .await
+        .context("freeing unneeded layers was cut off")??;
     let server = Server::new(Services {
         pods: pods.clone(),
         images,

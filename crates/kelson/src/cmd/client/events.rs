@@ -63,8 +63,49 @@ fn line(event: &ContainerEventResponse) -> String {
     };
     let time = text::timestamp(event.created_at);
     let id = text::short_id(&event.container_id);
-    // The event of a sandbox itself carries the id of the pod and no container of that id.
-    format!("{time}  {what}  {id}  {pod}  {name}{exit}")
-        .trim_end()
-        .to_owned()
+    // Sandboxes have events of their own, with the id of the pod.
+    let pod_status = event.pod_sandbox_status.as_ref();
+    let is_pod = pod_status.is_some_and(|status| status.id == event.container_id);
+    let kind = if is_pod { "pod      " } else { "container" };
+    format!("{time}  {kind} {what}  {id}  {pod}  {name}{exit}").trim_end().to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use kelson_cri::v1::{
+        ContainerMetadata, ContainerStatus, PodSandboxMetadata, PodSandboxStatus,
+    };
+
+    use super::*;
+
+    #[test]
+    fn an_event_is_one_line_with_the_names() {
+        let metadata = PodSandboxMetadata {
+            name: "web".into(),
+            namespace: "default".into(),
+            ..Default::default()
+        };
+        let mut event = ContainerEventResponse {
+            container_id: "c1".into(),
+            container_event_type: ContainerEventType::ContainerStoppedEvent.into(),
+            created_at: 1_000_000_000,
+            pod_sandbox_status: Some(PodSandboxStatus {
+                id: "p1".into(),
+                metadata: Some(metadata),
+                ..Default::default()
+            }),
+            containers_statuses: vec![ContainerStatus {
+                id: "c1".into(),
+                metadata: Some(ContainerMetadata { name: "server".into(), attempt: 0 }),
+                finished_at: 1,
+                exit_code: 137,
+                reason: "OOMKilled".into(),
+                ..Default::default()
+            }],
+        };
+        let text = "1970-01-01T00:00:01Z  container stopped  c1  default/web  server  exit 137 OOMKilled";
+        assert_eq!(line(&event), text);
+        event.container_id = "p1".into();
+        assert_eq!(line(&event), "1970-01-01T00:00:01Z  pod       stopped  p1  default/web");
+    }
 }

@@ -59,8 +59,10 @@ pub(crate) async fn run(args: Args, client: &Client, io: &mut Io<'_>) -> Result<
     };
     let status = result?;
     cleaned?;
+    // Why it ended is worth a word where the exit code alone does not say it.
     if status.exit_code != 0 && !matches!(status.reason.as_str(), "" | "Error") {
-        writeln!(io.err, "{}: {}", status.reason, status.message)?;
+        let colon = if status.message.is_empty() { "" } else { ": " };
+        writeln!(io.err, "{}{colon}{}", status.reason, status.message)?;
     }
     Ok(exec::exit_code(status.exit_code))
 }
