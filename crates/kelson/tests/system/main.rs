@@ -10,6 +10,7 @@ mod cases;
 mod image;
 mod node;
 mod pod;
+mod tool;
 
 use std::process::ExitCode;
 

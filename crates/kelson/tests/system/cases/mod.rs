@@ -3,6 +3,7 @@
 mod bad_input;
 mod containers;
 mod crash;
+mod crictl;
 mod logs;
 mod network;
 mod pods;
@@ -17,6 +18,7 @@ pub(crate) fn all() -> Vec<Case> {
         bad_input::cases(),
         containers::cases(),
         crash::cases(),
+        crictl::cases(),
         logs::cases(),
         network::cases(),
         pods::cases(),
