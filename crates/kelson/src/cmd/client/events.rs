@@ -67,7 +67,9 @@ fn line(event: &ContainerEventResponse) -> String {
     let pod_status = event.pod_sandbox_status.as_ref();
     let is_pod = pod_status.is_some_and(|status| status.id == event.container_id);
     let kind = if is_pod { "pod      " } else { "container" };
-    format!("{time}  {kind} {what}  {id}  {pod}  {name}{exit}").trim_end().to_owned()
+    format!("{time}  {kind} {what}  {id}  {pod}  {name}{exit}")
+        .trim_end()
+        .to_owned()
 }
 
 #[cfg(test)]
@@ -96,16 +98,23 @@ mod tests {
             }),
             containers_statuses: vec![ContainerStatus {
                 id: "c1".into(),
-                metadata: Some(ContainerMetadata { name: "server".into(), attempt: 0 }),
+                metadata: Some(ContainerMetadata {
+                    name: "server".into(),
+                    attempt: 0,
+                }),
                 finished_at: 1,
                 exit_code: 137,
                 reason: "OOMKilled".into(),
                 ..Default::default()
             }],
         };
-        let text = "1970-01-01T00:00:01Z  container stopped  c1  default/web  server  exit 137 OOMKilled";
+        let text =
+            "1970-01-01T00:00:01Z  container stopped  c1  default/web  server  exit 137 OOMKilled";
         assert_eq!(line(&event), text);
         event.container_id = "p1".into();
-        assert_eq!(line(&event), "1970-01-01T00:00:01Z  pod       stopped  p1  default/web");
+        assert_eq!(
+            line(&event),
+            "1970-01-01T00:00:01Z  pod       stopped  p1  default/web"
+        );
     }
 }

@@ -571,7 +571,7 @@ async fn inspect_shows_pods_containers_and_images() {
     assert_eq!(pod["status"]["metadata"]["namespace"], "default");
     let both = json(&served.kelson("inspect a r.io/a:1").await.1);
     assert_eq!(both[0]["status"]["exitCode"], 3);
-    assert_eq!(both[0]["info"]["pid"], 17);
+    assert_eq!(both[0]["pid"], 17);
     assert_eq!(both[1]["status"]["repoTags"][0], "r.io/a:1");
     let (code, _, err) = served.kelson("inspect nothing").await;
     assert!(code == 1 && err.contains("nor is it an image"), "{err}");
@@ -589,7 +589,7 @@ async fn info_and_version_do_without_optional_calls() {
     assert!(out.contains("Cgroup driver:  not told"), "{out}");
     let (_, out, _) = served.kelson("info -o json").await;
     let json: serde_json::Value = serde_json::from_str(&out).unwrap();
-    assert_eq!(json["info"]["config"]["root"], "/x");
+    assert_eq!(json["config"]["root"], "/x");
     let (_, out, _) = served.kelson("version").await;
     assert!(out.ends_with("runtime fake 7, CRI v1\n"), "{out}");
     let (code, _, err) = served.kelson("events").await;

@@ -107,7 +107,24 @@ struct LinuxResources {
     oom_score_adj: String,
     cpuset_cpus: String,
     cpuset_mems: String,
+    hugepage_limits: Vec<HugepageLimit>,
     unified: BTreeMap<String, String>,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct HugepageLimit {
+    page_size: String,
+    limit: String,
+}
+
+impl From<v1::HugepageLimit> for HugepageLimit {
+    fn from(limit: v1::HugepageLimit) -> Self {
+        Self {
+            page_size: limit.page_size,
+            limit: limit.limit.to_string(),
+        }
+    }
 }
 
 #[derive(Debug, Serialize)]
@@ -180,6 +197,11 @@ impl From<v1::LinuxContainerResources> for LinuxResources {
             oom_score_adj: resources.oom_score_adj.to_string(),
             cpuset_cpus: resources.cpuset_cpus,
             cpuset_mems: resources.cpuset_mems,
+            hugepage_limits: resources
+                .hugepage_limits
+                .into_iter()
+                .map(Into::into)
+                .collect(),
             unified: resources.unified,
         }
     }

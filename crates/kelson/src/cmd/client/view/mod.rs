@@ -23,7 +23,8 @@ pub(crate) use stats::ContainerStatsView;
 pub(crate) struct Inspected<T> {
     /// What the CRI defines.
     pub(crate) status: T,
-    /// What the runtime adds.
+    /// What the runtime adds, under its own names.
+    #[serde(flatten)]
     pub(crate) info: BTreeMap<String, Value>,
 }
 

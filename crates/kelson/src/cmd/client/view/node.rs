@@ -29,6 +29,7 @@ pub(crate) struct InfoView {
     /// Null where the runtime does not say.
     pub(crate) cgroup_driver: Option<&'static str>,
     pub(crate) image_filesystems: Vec<Filesystem>,
+    #[serde(flatten)]
     pub(crate) info: BTreeMap<String, Value>,
 }
 

@@ -58,7 +58,7 @@ impl From<v1::PodSandbox> for PodItem {
     }
 }
 
-/// A pod's status.
+/// A pod's status. Times are RFC 3339.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct PodStatusView {
@@ -123,7 +123,7 @@ impl From<v1::PodSandboxStatus> for PodStatusView {
             state: status.state().as_str_name(),
             id: status.id,
             metadata: status.metadata.into(),
-            created_at: status.created_at.to_string(),
+            created_at: crate::ui::text::timestamp(status.created_at),
             network: Network {
                 ip: network.ip,
                 additional_ips: network
