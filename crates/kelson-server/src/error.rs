@@ -44,7 +44,10 @@ impl VerbError {
 
     /// The verb took too long.
     pub(crate) fn deadline(limit: Duration) -> Self {
-        Self::with(Code::DeadlineExceeded, format!("not done after {} s", limit.as_secs()))
+        Self::with(
+            Code::DeadlineExceeded,
+            format!("not done after {} s", limit.as_secs()),
+        )
     }
 
     /// Any code with a text.
@@ -84,7 +87,10 @@ mod tests {
     #[test]
     fn the_chain_is_told_once() {
         let error = Outer(std::io::Error::other("no key"));
-        assert_eq!(VerbError::new(Code::Internal, &error).to_string(), "cannot open the door: no key");
+        assert_eq!(
+            VerbError::new(Code::Internal, &error).to_string(),
+            "cannot open the door: no key"
+        );
     }
 
     #[test]

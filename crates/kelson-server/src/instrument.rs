@@ -75,7 +75,10 @@ impl Instrument {
 
     /// The counters so far, by verb.
     pub fn counts(&self) -> BTreeMap<&'static str, VerbCount> {
-        self.counts.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.counts
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 }
 
@@ -89,7 +92,9 @@ mod tests {
         let good = instrument.verb("Version", "", async { Ok(1) }).await;
         assert_eq!(good.unwrap().into_inner(), 1);
         let bad = instrument
-            .verb("Version", "", async { Err::<(), _>(VerbError::invalid("no name")) })
+            .verb("Version", "", async {
+                Err::<(), _>(VerbError::invalid("no name"))
+            })
             .await;
         assert_eq!(bad.unwrap_err().code(), Code::InvalidArgument);
         let count = instrument.counts()["Version"];

@@ -29,6 +29,9 @@ pub use crate::instrument::{Instrument, VerbCount};
 /// The longest answer: both outputs of an `ExecSync` at their cap, and what is around them.
 const MAX_ANSWER: usize = 2 * MAX_EXEC_OUTPUT + (1 << 20);
 
+/// A container and the pod it is in.
+type PodAndContainer = (Arc<Pod>, Arc<Container>);
+
 /// What the verbs work with.
 #[derive(Clone)]
 pub struct Services {
@@ -61,7 +64,10 @@ pub struct Server {
 impl Server {
     /// A server over these services.
     pub fn new(services: Services) -> Self {
-        Self { services: Arc::new(services), instrument: Instrument::default() }
+        Self {
+            services: Arc::new(services),
+            instrument: Instrument::default(),
+        }
     }
 
     /// The counters of its verbs.
@@ -94,20 +100,24 @@ impl Server {
 
     /// As `find_pod`; that there is none is an error.
     fn pod(&self, id: &str) -> Result<Arc<Pod>, VerbError> {
-        self.find_pod(id)?.ok_or_else(|| VerbError::not_found("pod sandbox", id))
+        self.find_pod(id)?
+            .ok_or_else(|| VerbError::not_found("pod sandbox", id))
     }
 
     /// The container with this id or this unique start of an id, with its pod, if there is one.
-    fn find_container(&self, id: &str) -> Result<Option<(Arc<Pod>, Arc<Container>)>, VerbError> {
+    fn find_container(&self, id: &str) -> Result<Option<PodAndContainer>, VerbError> {
         require_id("container_id", id)?;
         let snapshot = self.snapshot();
-        let found = snapshot.find_container(id).map_err(|error| ambiguous(&error))?;
+        let found = snapshot
+            .find_container(id)
+            .map_err(|error| ambiguous(&error))?;
         Ok(found.map(|(pod, container)| (Arc::clone(pod), Arc::clone(container))))
     }
 
     /// As `find_container`; that there is none is an error.
-    fn container(&self, id: &str) -> Result<(Arc<Pod>, Arc<Container>), VerbError> {
-        self.find_container(id)?.ok_or_else(|| VerbError::not_found("container", id))
+    fn container(&self, id: &str) -> Result<PodAndContainer, VerbError> {
+        self.find_container(id)?
+            .ok_or_else(|| VerbError::not_found("container", id))
     }
 
     /// The id to give to a verb that takes unknown pods too: `None` when there is no such pod.
@@ -122,7 +132,11 @@ impl Server {
 }
 
 fn require_id(field: &str, id: &str) -> Result<(), VerbError> {
-    if id.is_empty() { Err(VerbError::invalid(format!("{field} is empty"))) } else { Ok(()) }
+    if id.is_empty() {
+        Err(VerbError::invalid(format!("{field} is empty")))
+    } else {
+        Ok(())
+    }
 }
 
 fn ambiguous(error: &kelson_pod::Ambiguous) -> VerbError {

@@ -8,7 +8,11 @@ use crate::runtime::now;
 impl Server {
     pub(super) async fn filesystems(&self) -> v1::ImageFsInfoResponse {
         let images = self.services.images.usage();
-        let ids: Vec<_> = self.snapshot().containers().map(|(_, one)| one.id).collect();
+        let ids: Vec<_> = self
+            .snapshot()
+            .containers()
+            .map(|(_, one)| one.id)
+            .collect();
         let stats = self.services.pods.container_stats(&ids).await;
         let (mut bytes, mut inodes) = (0, 0);
         for writable in stats.iter().filter_map(|one| one.writable.as_ref()) {

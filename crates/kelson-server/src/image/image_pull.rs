@@ -27,9 +27,14 @@ impl Server {
             Some(auth) => Credentials::from_auth_config(&auth).map_err(PullError::from)?,
             None => Credentials::anonymous(),
         };
-        let request = PullRequest { reference, credentials };
+        let request = PullRequest {
+            reference,
+            credentials,
+        };
         let id = self.services.images.pull(request, None).await?;
-        Ok(v1::PullImageResponse { image_ref: id.to_string() })
+        Ok(v1::PullImageResponse {
+            image_ref: id.to_string(),
+        })
     }
 }
 

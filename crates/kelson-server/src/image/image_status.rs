@@ -18,7 +18,11 @@ impl Server {
             return Ok(v1::ImageStatusResponse::default());
         };
         Ok(v1::ImageStatusResponse {
-            info: if request.verbose { details(&image) } else { BTreeMap::new() },
+            info: if request.verbose {
+                details(&image)
+            } else {
+                BTreeMap::new()
+            },
             image: Some(to_cri(&image)),
         })
     }

@@ -15,7 +15,9 @@ impl ImageService for Server {
         request: Request<v1::ListImagesRequest>,
     ) -> Result<Response<v1::ListImagesResponse>, Status> {
         let request = request.into_inner();
-        self.instrument.verb("ListImages", "", async { Ok(self.image_list(request)) }).await
+        self.instrument
+            .verb("ListImages", "", async { Ok(self.image_list(request)) })
+            .await
     }
 
     async fn image_status(
@@ -24,7 +26,11 @@ impl ImageService for Server {
     ) -> Result<Response<v1::ImageStatusResponse>, Status> {
         let request = request.into_inner();
         let subject = subject(request.image.as_ref()).to_owned();
-        self.instrument.verb("ImageStatus", &subject, async { self.image_lookup(request) }).await
+        self.instrument
+            .verb("ImageStatus", &subject, async {
+                self.image_lookup(request)
+            })
+            .await
     }
 
     async fn pull_image(
@@ -33,7 +39,9 @@ impl ImageService for Server {
     ) -> Result<Response<v1::PullImageResponse>, Status> {
         let request = request.into_inner();
         let subject = subject(request.image.as_ref()).to_owned();
-        self.instrument.verb("PullImage", &subject, self.image_pull(request)).await
+        self.instrument
+            .verb("PullImage", &subject, self.image_pull(request))
+            .await
     }
 
     async fn remove_image(
@@ -42,20 +50,26 @@ impl ImageService for Server {
     ) -> Result<Response<v1::RemoveImageResponse>, Status> {
         let request = request.into_inner();
         let subject = subject(request.image.as_ref()).to_owned();
-        self.instrument.verb("RemoveImage", &subject, self.image_remove(request)).await
+        self.instrument
+            .verb("RemoveImage", &subject, self.image_remove(request))
+            .await
     }
 
     async fn image_fs_info(
         &self,
         _: Request<v1::ImageFsInfoRequest>,
     ) -> Result<Response<v1::ImageFsInfoResponse>, Status> {
-        self.instrument.verb("ImageFsInfo", "", async { Ok(self.filesystems().await) }).await
+        self.instrument
+            .verb("ImageFsInfo", "", async { Ok(self.filesystems().await) })
+            .await
     }
 
     async fn stream_images(
         &self,
         _: Request<v1::StreamImagesRequest>,
     ) -> Result<Response<BoxStream<v1::StreamImagesResponse>>, Status> {
-        Err(Status::unimplemented("kelson does not have StreamImages yet"))
+        Err(Status::unimplemented(
+            "kelson does not have StreamImages yet",
+        ))
     }
 }

@@ -13,9 +13,13 @@ impl Server {
         request: v1::CreateContainerRequest,
     ) -> Result<v1::CreateContainerResponse, VerbError> {
         let pod = self.pod(&request.pod_sandbox_id)?;
-        let config = request.config.ok_or_else(|| VerbError::invalid("config is missing"))?;
+        let config = request
+            .config
+            .ok_or_else(|| VerbError::invalid("config is missing"))?;
         let config = container_config(config)?;
         let container = self.services.pods.create_container(&pod.id, config).await?;
-        Ok(v1::CreateContainerResponse { container_id: container.to_string() })
+        Ok(v1::CreateContainerResponse {
+            container_id: container.to_string(),
+        })
     }
 }

@@ -15,15 +15,22 @@ impl Server {
     ) -> Result<v1::ListContainersResponse, VerbError> {
         let filter = request.filter.unwrap_or_default();
         let snapshot = self.snapshot();
-        let chosen = snapshot.containers().filter(|(_, one)| selected(one, &filter));
-        Ok(v1::ListContainersResponse { containers: chosen.map(|(_, one)| item(one)).collect() })
+        let chosen = snapshot
+            .containers()
+            .filter(|(_, one)| selected(one, &filter));
+        Ok(v1::ListContainersResponse {
+            containers: chosen.map(|(_, one)| item(one)).collect(),
+        })
     }
 }
 
 fn selected(container: &Container, filter: &v1::ContainerFilter) -> bool {
     container.id.as_str().starts_with(&filter.id)
         && container.pod.as_str().starts_with(&filter.pod_sandbox_id)
-        && filter.state.as_ref().is_none_or(|wanted| wanted.state == state(container))
+        && filter
+            .state
+            .as_ref()
+            .is_none_or(|wanted| wanted.state == state(container))
         && matches_labels(&container.config.labels, &filter.label_selector)
 }
 

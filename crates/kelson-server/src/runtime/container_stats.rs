@@ -15,11 +15,13 @@ impl Server {
     ) -> Result<v1::ContainerStatsResponse, VerbError> {
         let (_, container) = self.container(&request.container_id)?;
         let stats = self.services.pods.container_stats(&[container.id]).await;
-        let stats = stats.first().ok_or_else(|| {
-            VerbError::not_found("container", &request.container_id)
-        })?;
+        let stats = stats
+            .first()
+            .ok_or_else(|| VerbError::not_found("container", &request.container_id))?;
         let root = &self.services.about.root;
-        Ok(v1::ContainerStatsResponse { stats: Some(container_stats(stats, root)) })
+        Ok(v1::ContainerStatsResponse {
+            stats: Some(container_stats(stats, root)),
+        })
     }
 
     pub(super) async fn container_usage_list(

@@ -17,7 +17,11 @@ impl Server {
         let (_, container) = self.container(&request.container_id)?;
         Ok(v1::ContainerStatusResponse {
             status: Some(status(&container)),
-            info: if request.verbose { info(&details(&container)) } else { Default::default() },
+            info: if request.verbose {
+                info(&details(&container))
+            } else {
+                Default::default()
+            },
         })
     }
 }
@@ -36,7 +40,11 @@ pub(super) fn status(container: &Container) -> v1::ContainerStatus {
         labels: to_map(&container.config.labels),
         annotations: to_map(&container.config.annotations),
         mounts: container_mounts(&container.config.mounts),
-        log_path: resolved.log.as_ref().map(|log| log.display().to_string()).unwrap_or_default(),
+        log_path: resolved
+            .log
+            .as_ref()
+            .map(|log| log.display().to_string())
+            .unwrap_or_default(),
         resources: Some(v1::ContainerResources {
             linux: Some(resources_back(&resolved.resources)),
             windows: None,

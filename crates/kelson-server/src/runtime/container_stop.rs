@@ -14,7 +14,10 @@ impl Server {
     ) -> Result<v1::StopContainerResponse, VerbError> {
         let timeout = Duration::from_secs(u64::try_from(request.timeout).unwrap_or(0));
         if let Some(container) = self.container_id(&request.container_id)? {
-            self.services.pods.stop_container(&container, timeout).await?;
+            self.services
+                .pods
+                .stop_container(&container, timeout)
+                .await?;
         }
         Ok(v1::StopContainerResponse {})
     }

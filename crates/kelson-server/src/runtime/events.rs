@@ -56,6 +56,11 @@ fn response(event: &Event) -> v1::ContainerEventResponse {
         container_event_type: kind.into(),
         created_at: event.at,
         pod_sandbox_status: Some(pod_status(&event.status)),
-        containers_statuses: event.status.containers.iter().map(|one| container_status(one)).collect(),
+        containers_statuses: event
+            .status
+            .containers
+            .iter()
+            .map(|one| container_status(one))
+            .collect(),
     }
 }

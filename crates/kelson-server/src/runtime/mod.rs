@@ -56,7 +56,9 @@ fn code(kind: ErrorKind) -> Code {
 
 /// Whether `labels` has all of `wanted`.
 fn matches_labels(labels: &BTreeMap<String, String>, wanted: &BTreeMap<String, String>) -> bool {
-    wanted.iter().all(|(key, value)| labels.get(key) == Some(value))
+    wanted
+        .iter()
+        .all(|(key, value)| labels.get(key) == Some(value))
 }
 
 /// Labels or annotations in protobuf's form.
@@ -77,11 +79,17 @@ mod tests {
     fn a_selector_wants_all_of_its_labels() {
         let labels = BTreeMap::from([("app".into(), "web".into()), ("tier".into(), "1".into())]);
         let wanted = |pairs: &[(&str, &str)]| {
-            pairs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect::<BTreeMap<_, _>>()
+            pairs
+                .iter()
+                .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()))
+                .collect::<BTreeMap<_, _>>()
         };
         assert!(matches_labels(&labels, &wanted(&[])));
         assert!(matches_labels(&labels, &wanted(&[("app", "web")])));
-        assert!(!matches_labels(&labels, &wanted(&[("app", "web"), ("tier", "2")])));
+        assert!(!matches_labels(
+            &labels,
+            &wanted(&[("app", "web"), ("tier", "2")])
+        ));
         assert!(!matches_labels(&labels, &wanted(&[("zone", "")])));
     }
 }

@@ -15,21 +15,33 @@ impl Server {
     ) -> Result<v1::ListPodSandboxResponse, VerbError> {
         let filter = request.filter.unwrap_or_default();
         let snapshot = self.snapshot();
-        let items = snapshot.pods().filter(|pod| selected(pod, &filter)).map(|pod| item(pod));
-        Ok(v1::ListPodSandboxResponse { items: items.collect() })
+        let items = snapshot
+            .pods()
+            .filter(|pod| selected(pod, &filter))
+            .map(|pod| item(pod));
+        Ok(v1::ListPodSandboxResponse {
+            items: items.collect(),
+        })
     }
 }
 
 fn selected(pod: &Pod, filter: &v1::PodSandboxFilter) -> bool {
     pod.id.as_str().starts_with(&filter.id)
-        && filter.state.as_ref().is_none_or(|wanted| wanted.state == state(pod))
+        && filter
+            .state
+            .as_ref()
+            .is_none_or(|wanted| wanted.state == state(pod))
         && matches_labels(&pod.config.labels, &filter.label_selector)
 }
 
 /// The pod's state by the CRI's number.
 pub(super) fn state(pod: &Pod) -> i32 {
-    if pod.is_ready() { v1::PodSandboxState::SandboxReady } else { v1::PodSandboxState::SandboxNotready }
-        .into()
+    if pod.is_ready() {
+        v1::PodSandboxState::SandboxReady
+    } else {
+        v1::PodSandboxState::SandboxNotready
+    }
+    .into()
 }
 
 fn item(pod: &Pod) -> v1::PodSandbox {

@@ -19,7 +19,9 @@ impl Server {
             .first()
             .ok_or_else(|| VerbError::not_found("pod sandbox", &request.pod_sandbox_id))?;
         let root = &self.services.about.root;
-        Ok(v1::PodSandboxStatsResponse { stats: Some(pod_stats(stats, root)) })
+        Ok(v1::PodSandboxStatsResponse {
+            stats: Some(pod_stats(stats, root)),
+        })
     }
 
     pub(super) async fn sandbox_usage_list(
@@ -28,8 +30,11 @@ impl Server {
     ) -> Result<v1::ListPodSandboxStatsResponse, VerbError> {
         let filter = request.filter.unwrap_or_default();
         let snapshot = self.snapshot();
-        let ids: Vec<PodId> =
-            snapshot.pods().filter(|pod| selected(pod, &filter)).map(|pod| pod.id).collect();
+        let ids: Vec<PodId> = snapshot
+            .pods()
+            .filter(|pod| selected(pod, &filter))
+            .map(|pod| pod.id)
+            .collect();
         let stats = self.services.pods.pod_stats(&ids).await;
         let root = &self.services.about.root;
         Ok(v1::ListPodSandboxStatsResponse {

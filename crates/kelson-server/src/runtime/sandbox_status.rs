@@ -18,8 +18,16 @@ impl Server {
         let pod = self.pod(&request.pod_sandbox_id)?;
         Ok(v1::PodSandboxStatusResponse {
             status: Some(status(&pod)),
-            info: if request.verbose { info(&details(&pod)) } else { Default::default() },
-            containers_statuses: pod.containers.iter().map(|one| container_status(one)).collect(),
+            info: if request.verbose {
+                info(&details(&pod))
+            } else {
+                Default::default()
+            },
+            containers_statuses: pod
+                .containers
+                .iter()
+                .map(|one| container_status(one))
+                .collect(),
             timestamp: super::usage::now(),
         })
     }

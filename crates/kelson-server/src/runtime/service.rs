@@ -104,6 +104,11 @@ runtime_service! {
 
 /// Namespace and name of the pod that a request is about.
 fn pod_name(request: &v1::RunPodSandboxRequest) -> String {
-    let metadata = request.config.as_ref().and_then(|config| config.metadata.as_ref());
-    metadata.map(|names| format!("{}/{}", names.namespace, names.name)).unwrap_or_default()
+    let metadata = request
+        .config
+        .as_ref()
+        .and_then(|config| config.metadata.as_ref());
+    metadata
+        .map(|names| format!("{}/{}", names.namespace, names.name))
+        .unwrap_or_default()
 }

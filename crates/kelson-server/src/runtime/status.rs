@@ -43,7 +43,11 @@ impl Server {
             status: Some(v1::RuntimeStatus {
                 conditions: vec![condition("RuntimeReady", Ok(())), network],
             }),
-            info: if request.verbose { self.details() } else { BTreeMap::new() },
+            info: if request.verbose {
+                self.details()
+            } else {
+                BTreeMap::new()
+            },
             runtime_handlers: handlers.into(),
             features: Some(v1::RuntimeFeatures {
                 supplemental_groups_policy: true,
@@ -67,7 +71,10 @@ impl Server {
             .collect();
         BTreeMap::from([
             ("config".to_owned(), self.services.about.config.clone()),
-            ("verbs".to_owned(), serde_json::Value::from(verbs).to_string()),
+            (
+                "verbs".to_owned(),
+                serde_json::Value::from(verbs).to_string(),
+            ),
         ])
     }
 
@@ -85,5 +92,10 @@ fn condition(kind: &str, ready: Result<(), (&str, String)>) -> v1::RuntimeCondit
         Ok(()) => (true, String::new(), String::new()),
         Err((reason, message)) => (false, reason.to_owned(), message),
     };
-    v1::RuntimeCondition { r#type: kind.to_owned(), status, reason, message }
+    v1::RuntimeCondition {
+        r#type: kind.to_owned(),
+        status,
+        reason,
+        message,
+    }
 }

@@ -14,7 +14,9 @@ use crate::translate::pod_metadata;
 
 /// Now, in nanoseconds since 1970.
 pub(crate) fn now() -> i64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let since = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
     i64::try_from(since.as_nanos()).unwrap_or(i64::MAX)
 }
 
@@ -37,7 +39,9 @@ pub(super) fn container_stats(stats: &ContainerStats, root: &Path) -> v1::Contai
         memory: cgroup.map(|cgroup| memory(stats.at, cgroup)),
         writable_layer: stats.writable.as_ref().map(|writable| v1::FilesystemUsage {
             timestamp: writable.at,
-            fs_id: Some(v1::FilesystemIdentifier { mountpoint: root.display().to_string() }),
+            fs_id: Some(v1::FilesystemIdentifier {
+                mountpoint: root.display().to_string(),
+            }),
             used_bytes: value(writable.usage.bytes),
             inodes_used: value(writable.usage.inodes),
         }),
@@ -77,7 +81,11 @@ pub(super) fn pod_stats(stats: &PodStats, root: &Path) -> v1::PodSandboxStats {
                 timestamp: stats.at,
                 process_count: value(cgroup.pids.current),
             }),
-            containers: stats.containers.iter().map(|one| container_stats(one, root)).collect(),
+            containers: stats
+                .containers
+                .iter()
+                .map(|one| container_stats(one, root))
+                .collect(),
             io: cgroup.and_then(|cgroup| io(stats.at, cgroup)),
         }),
         windows: None,
@@ -111,7 +119,10 @@ fn memory(at: i64, cgroup: &Stats) -> v1::MemoryUsage {
 
 fn io(at: i64, cgroup: &Stats) -> Option<v1::IoUsage> {
     let psi = cgroup.psi.as_ref()?;
-    Some(v1::IoUsage { timestamp: at, psi: Some(pressure(&psi.io)) })
+    Some(v1::IoUsage {
+        timestamp: at,
+        psi: Some(pressure(&psi.io)),
+    })
 }
 
 fn pressure(psi: &kelson_cgroup::Psi) -> v1::PsiStats {
@@ -121,7 +132,10 @@ fn pressure(psi: &kelson_cgroup::Psi) -> v1::PsiStats {
         avg60: line.avg60,
         avg300: line.avg300,
     };
-    v1::PsiStats { full: Some(line(&psi.full)), some: Some(line(&psi.some)) }
+    v1::PsiStats {
+        full: Some(line(&psi.full)),
+        some: Some(line(&psi.some)),
+    }
 }
 
 fn interface(stats: &InterfaceStats) -> v1::NetworkInterfaceUsage {

@@ -15,10 +15,16 @@ use crate::error::VerbError;
 /// What a request asks of a container.
 pub(crate) fn container_config(config: v1::ContainerConfig) -> Result<ContainerConfig, VerbError> {
     if config.windows.is_some() {
-        return Err(VerbError::invalid("config.windows is set, but this is Linux"));
+        return Err(VerbError::invalid(
+            "config.windows is set, but this is Linux",
+        ));
     }
-    let metadata = config.metadata.ok_or_else(|| VerbError::invalid("config.metadata is missing"))?;
-    let image = config.image.ok_or_else(|| VerbError::invalid("config.image is missing"))?;
+    let metadata = config
+        .metadata
+        .ok_or_else(|| VerbError::invalid("config.metadata is missing"))?;
+    let image = config
+        .image
+        .ok_or_else(|| VerbError::invalid("config.image is missing"))?;
     let signal = v1::Signal::try_from(config.stop_signal)
         .map_err(|_| unknown("config.stop_signal", config.stop_signal))?;
     let linux = config.linux.unwrap_or_default();
@@ -34,8 +40,16 @@ pub(crate) fn container_config(config: v1::ContainerConfig) -> Result<ContainerC
         command: config.command,
         args: config.args,
         working_dir: config.working_dir,
-        envs: config.envs.into_iter().map(environment).collect::<Result<_, _>>()?,
-        mounts: config.mounts.into_iter().map(mount).collect::<Result<_, _>>()?,
+        envs: config
+            .envs
+            .into_iter()
+            .map(environment)
+            .collect::<Result<_, _>>()?,
+        mounts: config
+            .mounts
+            .into_iter()
+            .map(mount)
+            .collect::<Result<_, _>>()?,
         devices: config
             .devices
             .into_iter()
@@ -45,7 +59,11 @@ pub(crate) fn container_config(config: v1::ContainerConfig) -> Result<ContainerC
                 permissions: device.permissions,
             })
             .collect(),
-        cdi_devices: config.cdi_devices.into_iter().map(|device| device.name).collect(),
+        cdi_devices: config
+            .cdi_devices
+            .into_iter()
+            .map(|device| device.name)
+            .collect(),
         labels: config.labels.into_iter().collect(),
         annotations: config.annotations.into_iter().collect(),
         log_path: config.log_path,
@@ -64,7 +82,10 @@ pub(crate) fn container_config(config: v1::ContainerConfig) -> Result<ContainerC
 
 fn environment(variable: v1::KeyValue) -> Result<(String, String), VerbError> {
     let value = String::from_utf8(variable.value).map_err(|_| {
-        VerbError::invalid(format!("config.envs: the value of {:?} is not UTF-8", variable.key))
+        VerbError::invalid(format!(
+            "config.envs: the value of {:?} is not UTF-8",
+            variable.key
+        ))
     })?;
     Ok((variable.key, value))
 }
@@ -90,7 +111,10 @@ fn mount(mount: v1::Mount) -> Result<Mount, VerbError> {
     })
 }
 
-#[expect(deprecated, reason = "older kubelets still fill the old profile fields")]
+#[expect(
+    deprecated,
+    reason = "older kubelets still fill the old profile fields"
+)]
 fn security(context: v1::LinuxContainerSecurityContext) -> Result<ContainerSecurity, VerbError> {
     let field = "config.linux.security_context";
     // Without options the container has what its pod has.
@@ -184,8 +208,14 @@ mod tests {
 
     fn named() -> v1::ContainerConfig {
         v1::ContainerConfig {
-            metadata: Some(v1::ContainerMetadata { name: "main".into(), attempt: 1 }),
-            image: Some(v1::ImageSpec { image: "busybox".into(), ..Default::default() }),
+            metadata: Some(v1::ContainerMetadata {
+                name: "main".into(),
+                attempt: 1,
+            }),
+            image: Some(v1::ImageSpec {
+                image: "busybox".into(),
+                ..Default::default()
+            }),
             ..Default::default()
         }
     }
@@ -202,8 +232,20 @@ mod tests {
     #[test]
     fn missing_parts_are_named() {
         for (config, part) in [
-            (v1::ContainerConfig { metadata: None, ..named() }, "config.metadata"),
-            (v1::ContainerConfig { image: None, ..named() }, "config.image"),
+            (
+                v1::ContainerConfig {
+                    metadata: None,
+                    ..named()
+                },
+                "config.metadata",
+            ),
+            (
+                v1::ContainerConfig {
+                    image: None,
+                    ..named()
+                },
+                "config.image",
+            ),
         ] {
             let error = container_config(config).unwrap_err();
             assert!(error.to_string().contains(part), "{error}");
@@ -213,7 +255,10 @@ mod tests {
     #[test]
     fn an_environment_that_is_not_text_is_refused_without_its_value() {
         let mut config = named();
-        config.envs = vec![v1::KeyValue { key: "TOKEN".into(), value: vec![0xff, 0x41] }];
+        config.envs = vec![v1::KeyValue {
+            key: "TOKEN".into(),
+            value: vec![0xff, 0x41],
+        }];
         let error = container_config(config).unwrap_err();
         assert!(error.to_string().contains("TOKEN"), "{error}");
     }

@@ -22,12 +22,14 @@ fn unknown(field: &str, value: i32) -> VerbError {
 }
 
 fn namespace_mode(field: &str, value: i32) -> Result<NamespaceMode, VerbError> {
-    Ok(match v1::NamespaceMode::try_from(value).map_err(|_| unknown(field, value))? {
-        v1::NamespaceMode::Pod => NamespaceMode::Pod,
-        v1::NamespaceMode::Container => NamespaceMode::Container,
-        v1::NamespaceMode::Node => NamespaceMode::Node,
-        v1::NamespaceMode::Target => NamespaceMode::Target,
-    })
+    Ok(
+        match v1::NamespaceMode::try_from(value).map_err(|_| unknown(field, value))? {
+            v1::NamespaceMode::Pod => NamespaceMode::Pod,
+            v1::NamespaceMode::Container => NamespaceMode::Container,
+            v1::NamespaceMode::Node => NamespaceMode::Node,
+            v1::NamespaceMode::Target => NamespaceMode::Target,
+        },
+    )
 }
 
 fn namespace_mode_back(mode: NamespaceMode) -> i32 {
@@ -78,7 +80,12 @@ fn profile_or_old(
 
 fn selinux(option: Option<v1::SeLinuxOption>) -> Selinux {
     let option = option.unwrap_or_default();
-    Selinux { user: option.user, role: option.role, kind: option.r#type, level: option.level }
+    Selinux {
+        user: option.user,
+        role: option.role,
+        kind: option.r#type,
+        level: option.level,
+    }
 }
 
 fn id_mappings(mappings: Vec<v1::IdMapping>) -> Vec<IdMapping> {

@@ -2,8 +2,7 @@
 
 use kelson_cri::v1;
 use kelson_pod::config::{
-    Dns, PodConfig, PodMetadata, PodNamespaces, PodSecurity, PortMapping, Protocol,
-    UserNamespace,
+    Dns, PodConfig, PodMetadata, PodNamespaces, PodSecurity, PortMapping, Protocol, UserNamespace,
 };
 
 use super::{
@@ -18,9 +17,13 @@ pub(crate) fn pod_config(
     runtime_handler: String,
 ) -> Result<PodConfig, VerbError> {
     if config.windows.is_some() {
-        return Err(VerbError::invalid("config.windows is set, but this is Linux"));
+        return Err(VerbError::invalid(
+            "config.windows is set, but this is Linux",
+        ));
     }
-    let metadata = config.metadata.ok_or_else(|| VerbError::invalid("config.metadata is missing"))?;
+    let metadata = config
+        .metadata
+        .ok_or_else(|| VerbError::invalid("config.metadata is missing"))?;
     let linux = config.linux.unwrap_or_default();
     let security = linux.security_context.unwrap_or_default();
     let options = security.namespace_options.clone().unwrap_or_default();
@@ -39,7 +42,11 @@ pub(crate) fn pod_config(
             searches: dns.searches,
             options: dns.options,
         }),
-        ports: config.port_mappings.into_iter().map(port).collect::<Result<_, _>>()?,
+        ports: config
+            .port_mappings
+            .into_iter()
+            .map(port)
+            .collect::<Result<_, _>>()?,
         labels: config.labels.into_iter().collect(),
         annotations: config.annotations.into_iter().collect(),
         cgroup_parent: linux.cgroup_parent,
@@ -156,10 +163,16 @@ mod tests {
     #[test]
     fn unknown_numbers_are_refused_by_name() {
         let mut config = named();
-        config.port_mappings =
-            vec![v1::PortMapping { protocol: 9, container_port: 80, ..Default::default() }];
+        config.port_mappings = vec![v1::PortMapping {
+            protocol: 9,
+            container_port: 80,
+            ..Default::default()
+        }];
         let error = pod_config(config, String::new()).unwrap_err();
-        assert!(error.to_string().contains("config.port_mappings.protocol"), "{error}");
+        assert!(
+            error.to_string().contains("config.port_mappings.protocol"),
+            "{error}"
+        );
     }
 
     #[test]

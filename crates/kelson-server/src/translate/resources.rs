@@ -14,7 +14,11 @@ pub(crate) fn resources(linux: v1::LinuxContainerResources) -> Resources {
         oom_score_adj: linux.oom_score_adj,
         cpuset_cpus: linux.cpuset_cpus,
         cpuset_mems: linux.cpuset_mems,
-        hugepages: linux.hugepage_limits.into_iter().map(|h| (h.page_size, h.limit)).collect(),
+        hugepages: linux
+            .hugepage_limits
+            .into_iter()
+            .map(|h| (h.page_size, h.limit))
+            .collect(),
         unified: linux.unified.into_iter().collect(),
     }
 }
@@ -33,7 +37,10 @@ pub(crate) fn resources_back(resources: &Resources) -> v1::LinuxContainerResourc
         hugepage_limits: resources
             .hugepages
             .iter()
-            .map(|(page_size, limit)| v1::HugepageLimit { page_size: page_size.clone(), limit: *limit })
+            .map(|(page_size, limit)| v1::HugepageLimit {
+                page_size: page_size.clone(),
+                limit: *limit,
+            })
             .collect(),
         unified: resources.unified.clone().into_iter().collect(),
     }
@@ -54,7 +61,10 @@ mod tests {
             oom_score_adj: 6,
             cpuset_cpus: "0".into(),
             cpuset_mems: "1".into(),
-            hugepage_limits: vec![v1::HugepageLimit { page_size: "2MB".into(), limit: 7 }],
+            hugepage_limits: vec![v1::HugepageLimit {
+                page_size: "2MB".into(),
+                limit: 7,
+            }],
             unified: [("memory.high".to_owned(), "8".to_owned())].into(),
         };
         assert_eq!(resources_back(&resources(asked.clone())), asked);

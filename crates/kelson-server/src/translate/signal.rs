@@ -4,10 +4,37 @@ use kelson_cri::v1::Signal;
 
 /// Names of the signals 1 to 31 on Linux, in order; the same on x86-64, arm64 and riscv64.
 const CLASSIC: [&str; 31] = [
-    "SIGHUP", "SIGINT", "SIGQUIT", "SIGILL", "SIGTRAP", "SIGABRT", "SIGBUS", "SIGFPE", "SIGKILL",
-    "SIGUSR1", "SIGSEGV", "SIGUSR2", "SIGPIPE", "SIGALRM", "SIGTERM", "SIGSTKFLT", "SIGCHLD",
-    "SIGCONT", "SIGSTOP", "SIGTSTP", "SIGTTIN", "SIGTTOU", "SIGURG", "SIGXCPU", "SIGXFSZ",
-    "SIGVTALRM", "SIGPROF", "SIGWINCH", "SIGIO", "SIGPWR", "SIGSYS",
+    "SIGHUP",
+    "SIGINT",
+    "SIGQUIT",
+    "SIGILL",
+    "SIGTRAP",
+    "SIGABRT",
+    "SIGBUS",
+    "SIGFPE",
+    "SIGKILL",
+    "SIGUSR1",
+    "SIGSEGV",
+    "SIGUSR2",
+    "SIGPIPE",
+    "SIGALRM",
+    "SIGTERM",
+    "SIGSTKFLT",
+    "SIGCHLD",
+    "SIGCONT",
+    "SIGSTOP",
+    "SIGTSTP",
+    "SIGTTIN",
+    "SIGTTOU",
+    "SIGURG",
+    "SIGXCPU",
+    "SIGXFSZ",
+    "SIGVTALRM",
+    "SIGPROF",
+    "SIGWINCH",
+    "SIGIO",
+    "SIGPWR",
+    "SIGSYS",
 ];
 
 /// The first real-time signal, as programs see it.
@@ -20,20 +47,27 @@ pub(crate) fn signal_name(signal: Signal) -> String {
     if signal == Signal::RuntimeDefault {
         return String::new();
     }
-    signal.as_str_name().replace("MINPLUS", "MIN+").replace("MAXMINUS", "MAX-")
+    signal
+        .as_str_name()
+        .replace("MINPLUS", "MIN+")
+        .replace("MAXMINUS", "MAX-")
 }
 
 /// The CRI's number for a signal of Linux; 0 for one that the CRI does not have.
 pub(crate) fn signal_number(linux: i32) -> i32 {
     let name = match linux {
-        1..=31 => usize::try_from(linux - 1).map(|index| CLASSIC[index].to_owned()).unwrap_or_default(),
+        1..=31 => usize::try_from(linux - 1)
+            .map(|index| CLASSIC[index].to_owned())
+            .unwrap_or_default(),
         RTMIN => "SIGRTMIN".to_owned(),
         RTMAX => "SIGRTMAX".to_owned(),
         _ if (RTMIN..=RTMIN + 15).contains(&linux) => format!("SIGRTMINPLUS{}", linux - RTMIN),
         _ if (RTMAX - 14..RTMAX).contains(&linux) => format!("SIGRTMAXMINUS{}", RTMAX - linux),
         _ => return Signal::RuntimeDefault.into(),
     };
-    Signal::from_str_name(&name).unwrap_or(Signal::RuntimeDefault).into()
+    Signal::from_str_name(&name)
+        .unwrap_or(Signal::RuntimeDefault)
+        .into()
 }
 
 #[cfg(test)]
@@ -48,7 +82,10 @@ mod tests {
         assert_eq!(signal_number(15), i32::from(Signal::Sigterm));
         assert_eq!(signal_number(37), i32::from(Signal::Sigrtminplus3));
         assert_eq!(signal_number(63), i32::from(Signal::Sigrtmaxminus1));
-        assert_eq!((signal_number(0), signal_number(32), signal_number(65)), (0, 0, 0));
+        assert_eq!(
+            (signal_number(0), signal_number(32), signal_number(65)),
+            (0, 0, 0)
+        );
     }
 
     #[test]

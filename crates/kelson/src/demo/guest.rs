@@ -3,6 +3,7 @@
 //! `serve PORT` answers every HTTP request with a greeting and prints a line for each; `fetch URL`
 //! gets a page and prints its body. Both use only the standard library, since a container may
 //! hold nothing but this program and the libraries it is linked with.
+#![expect(clippy::print_stdout, clippy::print_stderr, reason = "the output of a program")]
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};

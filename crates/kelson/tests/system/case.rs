@@ -71,6 +71,7 @@ impl Case {
     }
 
     /// The trial of this case, told as skipped when the machine lacks something.
+    #[expect(clippy::print_stdout, reason = "the test command counts these lines")]
     pub(crate) fn trial(self) -> Trial {
         let root = rustix::process::geteuid().is_root();
         let reason = match root {
