@@ -25,6 +25,9 @@ pub struct NetworkConfig {
     pub native: bool,
     /// Used when `conf_dir` has no usable configuration.
     pub fallback: Option<Fallback>,
+    /// Whether every pod may use `fallback`, and with it the network counts as ready; otherwise only
+    /// pods that ask for it ([`Pod::fallback`](crate::Pod::fallback)).
+    pub fallback_for_all: bool,
     /// Name of the nftables table (family inet) that holds every rule of this instance.
     pub nft_table: String,
     /// The longest that one external plugin may run.
@@ -42,6 +45,7 @@ impl Default for NetworkConfig {
             proc_root: "/proc".into(),
             native: true,
             fallback: None,
+            fallback_for_all: true,
             nft_table: "kelson".into(),
             plugin_timeout: Duration::from_secs(60),
         }

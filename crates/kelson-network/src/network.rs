@@ -86,7 +86,7 @@ impl Network {
     /// # Errors
     /// The reason and message for the CRI's `NetworkReady` condition.
     pub async fn status(&self) -> Result<(), NotReady> {
-        let conf = self.0.conf()?;
+        let conf = self.0.conf(false)?;
         let Chain::External { why } = self.0.plan(&conf) else {
             return Ok(());
         };
@@ -111,7 +111,7 @@ impl Network {
         self.0
             .del_locked(&pod.id, None, guard.clone(), Wait::Yes)
             .await?;
-        let conf = self.0.conf()?;
+        let conf = self.0.conf(pod.fallback)?;
         match self.0.plan(&conf) {
             Chain::Native(plan) => {
                 let inner = Arc::clone(&self.0);
@@ -220,9 +220,11 @@ enum Wait {
 }
 
 impl Inner {
-    fn conf(&self) -> Result<Arc<NetworkConf>, NotReady> {
+    /// The network for a pod, which may have asked for the built-in one.
+    fn conf(&self, asked: bool) -> Result<Arc<NetworkConf>, NotReady> {
+        let usable = asked || self.config.fallback_for_all;
         match (self.conf_dir.current(), &self.fallback) {
-            (Err(_), Some(fallback)) => Ok(Arc::clone(fallback)),
+            (Err(_), Some(fallback)) if usable => Ok(Arc::clone(fallback)),
             (current, _) => current,
         }
     }

@@ -35,6 +35,9 @@ pub struct Pod {
     pub ips: Vec<IpNet>,
     /// Hardware address asked for, given to plugins that declare `mac`.
     pub mac: Option<String>,
+    /// Whether the built-in network will do when there is no configuration, even if it is not for
+    /// every pod.
+    pub fallback: bool,
 }
 
 impl Pod {
@@ -53,6 +56,7 @@ impl Pod {
             bandwidth: None,
             ips: Vec::new(),
             mac: None,
+            fallback: false,
         }
     }
 }

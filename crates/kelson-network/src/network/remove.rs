@@ -217,7 +217,9 @@ impl Inner {
     }
 
     pub(super) async fn gc_external(&self, valid: &HashSet<String>) -> Result<(), Error> {
-        let Ok(conf) = self.conf() else { return Ok(()) };
+        let Ok(conf) = self.conf(false) else {
+            return Ok(());
+        };
         match self.plan(&conf) {
             Chain::Native(_) => Ok(()),
             Chain::External { why } => self.programs(&conf, &why)?.gc(valid).await,

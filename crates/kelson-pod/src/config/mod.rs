@@ -9,7 +9,10 @@ mod pod;
 mod security;
 
 pub use container::{ContainerConfig, Device, IdMapping, ImageSpec, Mount, Propagation};
-pub use pod::{Dns, PodConfig, PodMetadata, PodNamespaces, PortMapping, Protocol, UserNamespace};
+pub use pod::{
+    Dns, NETWORK_FALLBACK, PodConfig, PodMetadata, PodNamespaces, PortMapping, Protocol,
+    UserNamespace,
+};
 pub use security::{
     Capabilities, ContainerSecurity, GroupsPolicy, NamespaceMode, PodSecurity, Profile, Selinux,
 };

@@ -6,6 +6,10 @@ use serde::{Deserialize, Serialize};
 
 use super::{IdMapping, NamespaceMode, PodSecurity, Resources};
 
+/// The annotation by which a pod takes the built-in network (`bridge`) on a machine without a CNI
+/// configuration; it means nothing where there is one. `kelson run` sets it.
+pub const NETWORK_FALLBACK: &str = "kelson.run/network-fallback";
+
 /// What makes a pod different from every other: the same four again mean the same pod.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(default)]

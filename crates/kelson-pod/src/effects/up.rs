@@ -10,7 +10,7 @@ use kelson_shim::proto::{Namespace, PodNamespaces, PodSetup, Ready};
 use kelson_store::Batch;
 
 use super::down;
-use crate::config::{NamespaceMode, PodConfig, Protocol};
+use crate::config::{NETWORK_FALLBACK, NamespaceMode, PodConfig, Protocol};
 use crate::error::PodError;
 use crate::files;
 use crate::janitor::Debt;
@@ -224,6 +224,7 @@ fn network_pod(id: &PodId, config: &PodConfig, shim: u32) -> NetworkPod {
     pod.uid.clone_from(&metadata.uid);
     pod.ports = ports.collect();
     pod.annotations.clone_from(&config.annotations);
+    pod.fallback = config.annotations.get(NETWORK_FALLBACK).is_some_and(|network| network == "bridge");
     pod.dns = config.dns.as_ref().map(|dns| kelson_network::Dns {
         servers: dns.servers.clone(),
         searches: dns.searches.clone(),

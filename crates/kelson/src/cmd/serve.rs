@@ -152,14 +152,11 @@ fn open_snapshotter(root: &Path, sync: bool, max_layer_bytes: u64) -> anyhow::Re
 
 /// The network that a configuration describes.
 pub(crate) fn network_config(config: &Config) -> NetworkConfig {
-    let fallback = match config.network_fallback {
-        NetworkFallback::None => None,
-        NetworkFallback::Bridge => Some(Fallback {
-            name: config.fallback_bridge.clone(),
-            bridge: config.fallback_bridge.clone(),
-            subnets: vec![config.fallback_subnet],
-            mtu: None,
-        }),
+    let fallback = Fallback {
+        name: config.fallback_bridge.clone(),
+        bridge: config.fallback_bridge.clone(),
+        subnets: vec![config.fallback_subnet],
+        mtu: None,
     };
     NetworkConfig {
         conf_dir: config.cni_conf_dir.clone(),
@@ -168,7 +165,8 @@ pub(crate) fn network_config(config: &Config) -> NetworkConfig {
         ipam_dir: config.ipam_dir.clone(),
         native: config.cni_native,
         nft_table: config.nft_table.clone(),
-        fallback,
+        fallback: Some(fallback),
+        fallback_for_all: config.network_fallback == NetworkFallback::Bridge,
         ..NetworkConfig::default()
     }
 }

@@ -100,7 +100,7 @@ pub(super) const KEYS: &[Key] = &[
     },
     Key {
         name: "network.fallback",
-        doc: "On a machine without a CNI configuration: \"none\" reports the network as not ready,\n\"bridge\" uses a built-in bridge network.",
+        doc: "On a machine without a CNI configuration: \"none\" reports the network as not ready, and only\npods of `kelson run` get the built-in bridge network; \"bridge\" gives it to every pod.",
         default: "\"none\"",
         set: |c, v| {
             c.network_fallback = match string(v)?.as_str() {

@@ -119,6 +119,10 @@ fn pod(args: &Args, name: &str, uid: &str, logs: &Path) -> PodSandboxConfig {
         log_directory: logs.display().to_string(),
         port_mappings: args.ports.clone(),
         labels,
+        annotations: BTreeMap::from([(
+            kelson_pod::config::NETWORK_FALLBACK.to_owned(),
+            "bridge".to_owned(),
+        )]),
         linux: Some(LinuxPodSandboxConfig {
             security_context: Some(LinuxSandboxSecurityContext {
                 namespace_options: Some(namespaces(network)),
