@@ -1,7 +1,7 @@
 //! A process that runs in a container, with its input and output.
 
-use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::net::UnixStream;
 
@@ -50,10 +50,6 @@ impl ExecSession {
         }
     }
 
-    pub(super) fn socket(&self) -> &Path {
-        self.connection.socket()
-    }
-
     /// The process.
     pub fn started(&self) -> Started {
         self.started
@@ -85,6 +81,45 @@ impl ExecSession {
                 "the shim sent standard input".to_owned(),
             )),
         }
+    }
+
+    /// Runs to the end and gathers the output, at most `limit` bytes of each stream; what is
+    /// beyond is read and dropped.
+    ///
+    /// # Errors
+    /// [`ShimError::Timeout`] when the deadline passes; the process tree is killed then, as the
+    /// session is dropped.
+    pub async fn collect(
+        mut self,
+        limit: usize,
+        deadline: Duration,
+    ) -> Result<ExecResult, ShimError> {
+        let socket = self.connection.socket().to_owned();
+        let all = async {
+            let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
+            loop {
+                let (stream, bytes) = match self.next().await? {
+                    ExecOutput::Stdout(bytes) => (&mut stdout, bytes),
+                    ExecOutput::Stderr(bytes) => (&mut stderr, bytes),
+                    ExecOutput::Exited(exit) => {
+                        return Ok(ExecResult {
+                            stdout,
+                            stderr,
+                            exit,
+                        });
+                    }
+                };
+                let room = limit.saturating_sub(stream.len()).min(bytes.len());
+                stream.extend_from_slice(&bytes[..room]);
+            }
+        };
+        tokio::time::timeout(deadline, all)
+            .await
+            .unwrap_or(Err(ShimError::Timeout {
+                socket,
+                call: "exec",
+                after: deadline,
+            }))
     }
 }
 

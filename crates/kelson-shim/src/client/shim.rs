@@ -4,9 +4,9 @@ use std::future::Future;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use super::ShimError;
 use super::exec::ExecSession;
 use super::wire::Connection;
-use super::{ExecOutput, ShimError};
 use crate::ids::ContainerId;
 use crate::proto::{
     Call, Event, ExecRequest, Exit, PodState, Reply, Request, SOCKET_NAME, SignalRequest,
@@ -269,46 +269,5 @@ impl ShimEvents {
                 }
             }
         }
-    }
-}
-
-impl ExecSession {
-    /// Runs to the end and gathers the output, at most `limit` bytes of each stream; what is
-    /// beyond is read and dropped.
-    ///
-    /// # Errors
-    /// [`ShimError::Timeout`] when the deadline passes; the process tree is killed then, as the
-    /// session is dropped.
-    pub async fn collect(
-        mut self,
-        limit: usize,
-        deadline: Duration,
-    ) -> Result<super::ExecResult, ShimError> {
-        let socket = self.socket().to_owned();
-        let all = async {
-            let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
-            loop {
-                let (stream, bytes) = match self.next().await? {
-                    ExecOutput::Stdout(bytes) => (&mut stdout, bytes),
-                    ExecOutput::Stderr(bytes) => (&mut stderr, bytes),
-                    ExecOutput::Exited(exit) => {
-                        return Ok(super::ExecResult {
-                            stdout,
-                            stderr,
-                            exit,
-                        });
-                    }
-                };
-                let room = limit.saturating_sub(stream.len()).min(bytes.len());
-                stream.extend_from_slice(&bytes[..room]);
-            }
-        };
-        tokio::time::timeout(deadline, all)
-            .await
-            .unwrap_or(Err(ShimError::Timeout {
-                socket,
-                call: "exec",
-                after: deadline,
-            }))
     }
 }

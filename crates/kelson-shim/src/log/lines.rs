@@ -196,7 +196,7 @@ mod tests {
             format(&[format!("{long}y\n").as_bytes()]),
             [part.clone(), full("y")]
         );
-        assert_eq!(format(&[long.as_bytes()]), [part.clone()]);
+        assert_eq!(format(&[long.as_bytes(), b"\n"]), [full(&long)]);
         let three = format!("{long}{long}z");
         let last = ('P', "z".to_owned());
         assert_eq!(format(&[three.as_bytes()]), [part.clone(), part, last]);

@@ -4,9 +4,6 @@
 /// than that free below every stack.
 const STACK: usize = 1 << 20;
 
-/// A multiple of the page size of every architecture.
-const PAGE: usize = 64 << 10;
-
 /// What stays below the caller's frame, for the calls that follow.
 const MARGIN: usize = 16 << 10;
 
@@ -19,7 +16,12 @@ pub(super) fn release() {
         libc::malloc_trim(0);
     }
     let here = 0_u8;
-    let end = ((&raw const here).addr() - MARGIN) & !(PAGE - 1);
+    // SAFETY: sysconf has no preconditions.
+    let page = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
+    let Ok(page @ 1..) = usize::try_from(page) else {
+        return;
+    };
+    let end = ((&raw const here).addr() - MARGIN) & !(page - 1);
     let begin = end - STACK;
     // SAFETY: the range lies below the frames of this function and of madvise, whose size is far
     // below the margin, so nothing in it is in use. It may reach beyond the pages of the stack,

@@ -8,7 +8,7 @@ use libtest_mimic::Trial;
 
 use crate::world::{Pod, SOON, World, is_alive, trial, wait_until};
 
-pub fn trials() -> Vec<Trial> {
+pub(crate) fn trials() -> Vec<Trial> {
     vec![
         trial("exec_gives_output_and_code", output_and_code),
         trial("exec_reads_its_input", input),
@@ -43,7 +43,7 @@ async fn output_and_code(world: World) -> World {
     assert_eq!((result.exit.exit_code, result.exit.signal), (137, Some(9)));
     let result = pod.exec(id, "seq 1 200000").await;
     let all: String = (1..=200_000).map(|n| format!("{n}\n")).collect();
-    assert!(result.stdout == &all.as_bytes()[..1 << 20]);
+    assert!(result.stdout == all.as_bytes()[..1 << 20]);
     let result = pod.exec(id, "hostname").await;
     assert_eq!(result.stdout, b"the-pod\n");
     pod.shutdown().await;

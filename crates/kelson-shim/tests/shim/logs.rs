@@ -7,7 +7,7 @@ use libtest_mimic::Trial;
 
 use crate::world::{SOON, World, trial};
 
-pub fn trials() -> Vec<Trial> {
+pub(crate) fn trials() -> Vec<Trial> {
     vec![
         trial("a_line_of_a_mebibyte_is_whole", long_lines),
         trial("both_streams_are_kept_apart", both_streams),

@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used, clippy::print_stderr, reason = "tests")]
 
+mod bench;
 mod exec;
 mod life;
 mod logs;
@@ -27,5 +28,6 @@ fn main() -> ExitCode {
     trials.extend(logs::trials());
     trials.extend(exec::trials());
     trials.extend(pods::trials());
+    trials.extend(bench::trials());
     libtest_mimic::run(&arguments, trials).exit_code()
 }

@@ -12,7 +12,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::world::{SOON, World, is_alive, trial, wait_until};
 
-pub fn trials() -> Vec<Trial> {
+pub(crate) fn trials() -> Vec<Trial> {
     vec![
         trial("a_pod_has_namespaces_of_its_own", namespaces),
         trial("a_pod_on_the_host_shares_its_namespaces", host_namespaces),

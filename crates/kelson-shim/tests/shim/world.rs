@@ -16,10 +16,10 @@ use kelson_shim::proto::{
 };
 use libtest_mimic::Trial;
 
-pub const SOON: Duration = Duration::from_secs(20);
+pub(crate) const SOON: Duration = Duration::from_secs(20);
 
 /// A test with a world of its own.
-pub fn trial<F, Fut>(name: &str, test: F) -> Trial
+pub(crate) fn trial<F, Fut>(name: &str, test: F) -> Trial
 where
     F: FnOnce(World) -> Fut + Send + 'static,
     Fut: Future<Output = World>,
@@ -37,22 +37,21 @@ where
 }
 
 /// Directories, a zygote and the pods of one test.
-pub struct World {
+pub(crate) struct World {
     dir: tempfile::TempDir,
-    pub zygote: Option<Zygote>,
+    pub(crate) zygote: Option<Zygote>,
     cgroup: String,
     shims: Mutex<Vec<u32>>,
 }
 
 /// A pod of a test.
-pub struct Pod {
-    pub id: PodId,
-    pub dir: PathBuf,
-    pub shim: Shim,
-    pub ready: kelson_shim::proto::Ready,
-    pub events: ShimEvents,
-    pub cgroup: String,
-    pub logs: PathBuf,
+pub(crate) struct Pod {
+    pub(crate) dir: PathBuf,
+    pub(crate) shim: Shim,
+    pub(crate) ready: kelson_shim::proto::Ready,
+    pub(crate) events: ShimEvents,
+    pub(crate) cgroup: String,
+    pub(crate) logs: PathBuf,
 }
 
 impl World {
@@ -74,11 +73,7 @@ impl World {
         }
     }
 
-    pub fn path(&self) -> &Path {
-        self.dir.path()
-    }
-
-    pub fn setup(&self) -> PodSetup {
+    pub(crate) fn setup(&self) -> PodSetup {
         let id = PodId::random().unwrap();
         PodSetup {
             version: VERSION,
@@ -96,7 +91,7 @@ impl World {
         }
     }
 
-    pub async fn try_pod(&self, setup: &PodSetup) -> Result<Pod, ShimError> {
+    pub(crate) async fn try_pod(&self, setup: &PodSetup) -> Result<Pod, ShimError> {
         let Forked {
             shim,
             ready,
@@ -110,7 +105,6 @@ impl World {
             .join(format!("logs-{}", &setup.id.as_str()[..8]));
         std::fs::create_dir(&logs).unwrap();
         Ok(Pod {
-            id: setup.id,
             dir: setup.dir.clone(),
             shim,
             ready,
@@ -120,13 +114,14 @@ impl World {
         })
     }
 
-    pub async fn pod(&self) -> Pod {
+    pub(crate) async fn pod(&self) -> Pod {
         self.try_pod(&self.setup()).await.unwrap()
     }
 
     async fn assert_nothing_left(mut self) {
         self.zygote = None;
-        for pid in self.shims.lock().unwrap().iter() {
+        let shims = std::mem::take(&mut *self.shims.lock().unwrap());
+        for pid in &shims {
             wait_until(&format!("process {pid} is gone"), || !is_alive(*pid)).await;
         }
         let dir = self.dir.path().to_str().unwrap().to_owned();
@@ -174,12 +169,12 @@ impl Drop for World {
     }
 }
 
-pub fn is_alive(pid: u32) -> bool {
+pub(crate) fn is_alive(pid: u32) -> bool {
     let status = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     !status.is_empty() && !status.contains(") Z ")
 }
 
-pub async fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
+pub(crate) async fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
     for _ in 0..2000 {
         if holds() {
             return;
@@ -191,7 +186,7 @@ pub async fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
 
 impl Pod {
     /// A container that runs a shell script, or any program.
-    pub fn request(&self, args: &[&str]) -> StartRequest {
+    pub(crate) fn request(&self, args: &[&str]) -> StartRequest {
         let id = ContainerId::random().unwrap();
         StartRequest {
             id,
@@ -205,19 +200,19 @@ impl Pod {
         }
     }
 
-    pub async fn start(&self, request: &StartRequest) -> Result<Started, ShimError> {
+    pub(crate) async fn start(&self, request: &StartRequest) -> Result<Started, ShimError> {
         self.shim.start(request.clone(), SOON).await
     }
 
     /// Starts a shell script.
-    pub async fn sh(&self, script: &str) -> StartRequest {
+    pub(crate) async fn sh(&self, script: &str) -> StartRequest {
         let request = self.request(&["sh", "-c", script]);
         self.start(&request).await.unwrap();
         request
     }
 
     /// Waits for a container's end.
-    pub async fn exit(&mut self, id: ContainerId) -> Exit {
+    pub(crate) async fn exit(&mut self, id: ContainerId) -> Exit {
         let wait = async {
             loop {
                 match self.events.next().await {
@@ -230,7 +225,7 @@ impl Pod {
         tokio::time::timeout(SOON, wait).await.unwrap()
     }
 
-    pub fn exec_request(&self, id: ContainerId, args: &[&str]) -> ExecRequest {
+    pub(crate) fn exec_request(&self, id: ContainerId, args: &[&str]) -> ExecRequest {
         ExecRequest {
             container: id,
             process: spec(args).process().clone().unwrap(),
@@ -241,7 +236,7 @@ impl Pod {
     }
 
     /// Runs a shell script in a container.
-    pub async fn exec(&self, id: ContainerId, script: &str) -> ExecResult {
+    pub(crate) async fn exec(&self, id: ContainerId, script: &str) -> ExecResult {
         let request = self.exec_request(id, &["sh", "-c", script]);
         self.shim
             .exec(request, SOON)
@@ -252,13 +247,13 @@ impl Pod {
             .unwrap()
     }
 
-    pub async fn shutdown(self) {
+    pub(crate) async fn shutdown(self) {
         self.shim.shutdown(SOON).await.unwrap();
     }
 }
 
 /// A runtime specification with the least that a shell needs.
-pub fn spec(args: &[&str]) -> oci_spec::runtime::Spec {
+pub(crate) fn spec(args: &[&str]) -> oci_spec::runtime::Spec {
     serde_json::from_value(serde_json::json!({
         "ociVersion": "1.2.0",
         "process": {
@@ -284,7 +279,7 @@ pub fn spec(args: &[&str]) -> oci_spec::runtime::Spec {
 }
 
 /// The root of all containers: busybox and its names.
-fn rootfs() -> PathBuf {
+pub(crate) fn rootfs() -> PathBuf {
     static ROOTFS: OnceLock<tempfile::TempDir> = OnceLock::new();
     let dir = ROOTFS.get_or_init(|| {
         let dir = tempfile::Builder::new()

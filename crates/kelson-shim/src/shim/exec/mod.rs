@@ -4,21 +4,22 @@
 //! killed with it: when its time is over, and when its connection closes. What it leaves behind
 //! after it has ended by itself stays alive, as with any shell.
 
+mod io;
+
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use kelson_cgroup::Cgroup;
-use kelson_runtime::{Event as Told, LaunchError, Options, Progress};
+use kelson_runtime::{Event as Told, LaunchError, Launched, Options, Progress, Stdio};
 use rustix::event::epoll::EventFlags;
 use rustix::process::{Signal, WaitStatus};
 
 use super::conn::Role;
 use super::container::{launch_refusal, seccomp_program, silent_end};
 use super::poll::Token;
-use super::streams::{self, Outputs, Read, Streams};
+use super::streams::{Outputs, Streams};
 use super::{KILL_AGAIN, KILL_WAIT, Shim, exit_code, internal, now_ns, refusal};
 use crate::log::Stream;
-use crate::proto::frame::{self, HEADER, Kind, MAX_DATA};
 use crate::proto::{ExecExit, ExecRequest, Refusal, RefusalKind, Reply, Started};
 
 /// How long output is waited for after the process has ended, when something that it has started
@@ -27,8 +28,10 @@ const DRAIN: Duration = Duration::from_millis(250);
 
 /// An exec that is not over.
 #[derive(Debug)]
-pub(super) struct Exec {
+pub(in crate::shim) struct Exec {
     connection: u64,
+    /// The serial of its container.
+    container: u64,
     pid: u32,
     pidfd: OwnedFd,
     cgroup: Cgroup,
@@ -60,11 +63,11 @@ enum Phase {
 }
 
 impl Exec {
-    pub(super) fn is_process(&self, pid: u32) -> bool {
+    pub(in crate::shim) fn is_process(&self, pid: u32) -> bool {
         self.pid == pid && !matches!(self.phase, Phase::Ending { .. })
     }
 
-    pub(super) fn deadline(&self) -> Option<Instant> {
+    pub(in crate::shim) fn deadline(&self) -> Option<Instant> {
         let until = match self.phase {
             // A slow reader is given all the time that it needs.
             Phase::Ending { until, .. } if !self.held => Some(until),
@@ -75,58 +78,33 @@ impl Exec {
 }
 
 impl Shim {
-    pub(super) fn exec(&mut self, connection: u64, request: ExecRequest) -> Result<(), Refusal> {
-        let ExecRequest {
-            container,
-            process,
-            seccomp,
+    /// Begins to run a process in a container; the connection carries its input and output from
+    /// now on.
+    pub(in crate::shim) fn exec(
+        &mut self,
+        connection: u64,
+        request: ExecRequest,
+    ) -> Result<(), Refusal> {
+        let (container, _) = self.running(request.container)?;
+        let stdin = request.stdin;
+        let terminal = request.process.terminal().unwrap_or(false);
+        let timeout = request
+            .timeout_ms
+            .map(|ms| Instant::now() + Duration::from_millis(ms));
+        let Streams {
+            theirs,
             stdin,
-            timeout_ms,
-        } = request;
-        let seccomp = seccomp_program(seccomp.as_ref())?;
+            outputs,
+        } = Streams::new(terminal, stdin).map_err(|error| internal("make pipes", error))?;
         let serial = self.serial();
-        let (_, container) = self.running(container)?;
-        let setup = |error: kelson_cgroup::Error| refusal(RefusalKind::Setup, &error);
-        let cgroup = container
-            .cgroup
-            .child(&format!("exec-{serial}"))
-            .map_err(setup)?;
-        cgroup.create().map_err(setup)?;
-        let terminal = process.terminal().unwrap_or(false);
-        let launched = Streams::new(terminal, stdin)
-            .map_err(|error| internal("make pipes", error))
-            .and_then(
-                |Streams {
-                     theirs,
-                     stdin,
-                     outputs,
-                 }| {
-                    kelson_runtime::exec(kelson_runtime::Exec {
-                        init: container.pidfd.as_fd(),
-                        process: &process,
-                        cgroup: &cgroup,
-                        stdio: theirs,
-                        seccomp: seccomp.as_ref(),
-                        options: Options::default(),
-                    })
-                    .map(|launched| (launched, stdin, outputs))
-                    .map_err(|error| launch_refusal(&error))
-                },
-            );
-        let (launched, stdin, outputs) = match launched {
-            Ok(launched) => launched,
-            Err(refusal) => {
-                let _ = cgroup.remove();
-                return Err(refusal);
-            }
-        };
-        let watched = self.poll.add(
-            launched.progress.as_fd(),
-            Token::ExecProgress(serial),
-            EventFlags::IN,
-        );
+        let (launched, cgroup) = self.begin_exec(serial, container, request, theirs)?;
+        let progress = launched.progress.as_fd();
+        let watched = self
+            .poll
+            .add(progress, Token::ExecProgress(serial), EventFlags::IN);
         let exec = Exec {
             connection,
+            container,
             pid: launched.pid,
             pidfd: launched.pidfd,
             cgroup,
@@ -134,7 +112,7 @@ impl Shim {
             written: 0,
             outputs,
             held: false,
-            timeout: timeout_ms.map(|ms| Instant::now() + Duration::from_millis(ms)),
+            timeout,
             timed_out: false,
             kill: None,
             phase: Phase::Starting {
@@ -150,6 +128,51 @@ impl Shim {
             self.exec_failed(serial, refusal);
         }
         Ok(())
+    }
+
+    /// Makes the process, in a cgroup of its own.
+    fn begin_exec(
+        &mut self,
+        serial: u64,
+        container: u64,
+        request: ExecRequest,
+        stdio: Stdio,
+    ) -> Result<(Launched, Cgroup), Refusal> {
+        let ExecRequest {
+            container: id,
+            mut process,
+            seccomp,
+            ..
+        } = request;
+        let seccomp = seccomp_program(seccomp.as_ref())?;
+        let Some(container) = self.containers.get_mut(&container) else {
+            let message = format!("container {id} is not running");
+            return Err(Refusal {
+                kind: RefusalKind::NotRunning,
+                message,
+            });
+        };
+        if process.oom_score_adj().is_none() {
+            process.set_oom_score_adj(container.oom_score_adj());
+        }
+        let cgroup = container
+            .take_group(serial)
+            .map_err(|error| refusal(RefusalKind::Setup, &error))?;
+        let launched = kelson_runtime::exec(kelson_runtime::Exec {
+            init: container.pidfd.as_fd(),
+            process: &process,
+            cgroup: &cgroup,
+            stdio,
+            seccomp: seccomp.as_ref(),
+            options: Options::default(),
+        });
+        match launched {
+            Ok(launched) => Ok((launched, cgroup)),
+            Err(error) => {
+                container.return_group(cgroup);
+                Err(launch_refusal(&error))
+            }
+        }
     }
 
     /// Kills an exec that is being started; the rest follows when it is reaped.
@@ -176,7 +199,7 @@ impl Shim {
     }
 
     /// Its connection is gone.
-    pub(super) fn exec_cancelled(&mut self, serial: u64) {
+    pub(in crate::shim) fn exec_cancelled(&mut self, serial: u64) {
         let Some(exec) = self.execs.get_mut(&serial) else {
             return;
         };
@@ -188,7 +211,7 @@ impl Shim {
     }
 
     /// Hears what a starting exec tells.
-    pub(super) fn exec_progress(&mut self, serial: u64) {
+    pub(in crate::shim) fn exec_progress(&mut self, serial: u64) {
         loop {
             let Some(exec) = self.execs.get_mut(&serial) else {
                 return;
@@ -247,129 +270,8 @@ impl Shim {
         }
     }
 
-    /// Sends output on, once; stops reading while the connection is slow. Returns whether there
-    /// may be more right now.
-    fn exec_forward(&mut self, serial: u64, stream: Stream) -> bool {
-        let Some(exec) = self.execs.get_mut(&serial) else {
-            return false;
-        };
-        let Some(conn) = self.connections.get_mut(&exec.connection) else {
-            return false;
-        };
-        let Some(fd) = exec.outputs.get(stream) else {
-            return false;
-        };
-        if conn.is_blocked() {
-            if !exec.held {
-                exec.held = true;
-                exec.outputs.unwatch(&self.poll);
-            }
-            return false;
-        }
-        let buffer = &mut self.input.buffer()[..HEADER + MAX_DATA];
-        match streams::read(fd, &mut buffer[HEADER..]) {
-            Read::Bytes(count) => {
-                let kind = match stream {
-                    Stream::Stdout => Kind::Stdout,
-                    Stream::Stderr => Kind::Stderr,
-                };
-                buffer[..HEADER].copy_from_slice(&frame::header(kind, count));
-                let sent = conn.send(&buffer[..HEADER + count], &self.poll);
-                if sent.is_err() {
-                    let connection = exec.connection;
-                    self.close(connection);
-                    return false;
-                }
-                true
-            }
-            Read::Nothing => false,
-            Read::End => {
-                exec.outputs.close(stream);
-                false
-            }
-        }
-    }
-
-    pub(super) fn exec_output(&mut self, serial: u64, stream: Stream) {
-        self.exec_forward(serial, stream);
-        self.exec_ends(serial);
-    }
-
-    /// The connection takes output again.
-    pub(super) fn exec_resume(&mut self, serial: u64) {
-        let Some(exec) = self.execs.get_mut(&serial) else {
-            return;
-        };
-        if std::mem::take(&mut exec.held) {
-            let watched = exec
-                .outputs
-                .watch(&self.poll, |stream| Token::ExecOutput(serial, stream));
-            if let Phase::Ending { until, .. } = &mut exec.phase {
-                *until = Instant::now() + DRAIN;
-            }
-            let connection = exec.connection;
-            if watched.is_err() {
-                self.close(connection);
-            }
-        }
-        self.exec_ends(serial);
-    }
-
-    /// Writes received input; while the process does not read, no more is received.
-    pub(super) fn exec_input(&mut self, serial: u64) {
-        let Some(exec) = self.execs.get_mut(&serial) else {
-            return;
-        };
-        let connection = exec.connection;
-        let Some(conn) = self.connections.get_mut(&connection) else {
-            return;
-        };
-        if matches!(exec.phase, Phase::Starting { .. }) {
-            // One frame may wait in the connection's buffer until the process runs.
-            return conn.set_reading(false, &self.poll);
-        }
-        loop {
-            let frame = match conn.frame() {
-                Ok(None) => break,
-                Ok(Some(frame)) if frame.kind == Kind::Stdin => frame,
-                Ok(Some(_)) | Err(_) => return self.close(connection),
-            };
-            let payload = &conn.payload(&frame)[exec.written..];
-            let Some(stdin) = &exec.stdin else {
-                conn.consume(&frame);
-                continue;
-            };
-            if conn.payload(&frame).is_empty() {
-                exec.stdin = None;
-            } else if !payload.is_empty() {
-                match rustix::io::retry_on_intr(|| rustix::io::write(stdin, payload)) {
-                    Ok(count) => exec.written += count,
-                    Err(rustix::io::Errno::AGAIN) => {
-                        let token = Token::ExecInput(serial);
-                        match self.poll.add(stdin, token, EventFlags::OUT) {
-                            Ok(()) | Err(rustix::io::Errno::EXIST) => {}
-                            Err(_) => return self.close(connection),
-                        }
-                        return conn.set_reading(false, &self.poll);
-                    }
-                    // It does not read any more.
-                    Err(_) => exec.stdin = None,
-                }
-                if exec.stdin.is_some() && exec.written < conn.payload(&frame).len() {
-                    continue;
-                }
-            }
-            exec.written = 0;
-            conn.consume(&frame);
-        }
-        if let Some(stdin) = &exec.stdin {
-            self.poll.remove(stdin);
-        }
-        conn.set_reading(true, &self.poll);
-    }
-
     /// Its process has been reaped.
-    pub(super) fn exec_gone(&mut self, serial: u64, status: WaitStatus) {
+    pub(in crate::shim) fn exec_gone(&mut self, serial: u64, status: WaitStatus) {
         // What it has told before its end is still to be heard.
         self.exec_progress(serial);
         let Some(exec) = self.execs.get_mut(&serial) else {
@@ -378,9 +280,7 @@ impl Shim {
         let until = Instant::now() + DRAIN;
         if let Phase::Starting { failure, .. } = &mut exec.phase {
             let refusal = failure.take().unwrap_or_else(|| silent_end(status));
-            let connection = exec.connection;
-            self.exec_over(serial);
-            return self.refuse(connection, refusal);
+            return self.exec_over(serial, &Reply::Refused(refusal));
         }
         exec.timeout = None;
         exec.phase = Phase::Ending { status, until };
@@ -411,26 +311,22 @@ impl Shim {
             signal,
             timed_out: exec.timed_out,
         };
-        let connection = exec.connection;
-        self.exec_over(serial);
-        self.reply(connection, &Reply::Exited(exit));
+        self.exec_over(serial, &Reply::Exited(exit));
     }
 
-    /// Drops an exec. Its cgroup stays for what it has left behind, until the container is over.
-    fn exec_over(&mut self, serial: u64) {
+    /// Tells the end of an exec and drops it. Its cgroup comes last, as that takes a while.
+    fn exec_over(&mut self, serial: u64, reply: &Reply) {
         let Some(exec) = self.execs.remove(&serial) else {
             return;
         };
-        if matches!(exec.cgroup.populated(), Ok(false)) {
-            let _ = exec.cgroup.remove();
-        }
-        if let Some(conn) = self.connections.get_mut(&exec.connection) {
-            conn.role = Role::Waiting;
+        self.reply(exec.connection, reply);
+        if let Some(container) = self.containers.get_mut(&exec.container) {
+            container.return_group(exec.cgroup);
         }
     }
 
     /// One of its deadlines has passed.
-    pub(super) fn exec_due(&mut self, serial: u64) {
+    pub(in crate::shim) fn exec_due(&mut self, serial: u64) {
         let Some(exec) = self.execs.get_mut(&serial) else {
             return;
         };

@@ -1,0 +1,275 @@
+//! Starting a container.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use kelson_cgroup::Cgroup;
+use kelson_runtime::{Event as Told, Kind, Launch, LaunchError, Launched, Options, launch};
+use rustix::event::epoll::EventFlags;
+use rustix::process::WaitStatus;
+
+use super::{Container, Oom, Phase};
+use crate::log::{Log, Stream};
+use crate::proto::{
+    Event, Refusal, RefusalKind, Reply, Rootfs, SeccompFilter, StartRequest, Started, StdinPolicy,
+};
+use crate::shim::poll::Token;
+use crate::shim::streams::{Outputs, Streams};
+use crate::shim::{KILL_AGAIN, Shim, exit_code, internal, now_ns, refusal};
+
+/// A container whose process exists, and what it is made of.
+#[derive(Debug)]
+struct Begun {
+    launched: Launched,
+    cgroup: Cgroup,
+    log: Log,
+    stdin: Option<OwnedFd>,
+    outputs: Outputs,
+}
+
+/// The refusal for a process that did not come up.
+pub(in crate::shim) fn launch_refusal(error: &LaunchError) -> Refusal {
+    let kind = match error {
+        LaunchError::Spec { .. } => RefusalKind::Invalid,
+        LaunchError::TimedOut => RefusalKind::Timeout,
+        LaunchError::Step(step) => match step.kind {
+            Kind::CommandNotFound => RefusalKind::CommandNotFound,
+            Kind::CommandNotExecutable => RefusalKind::CommandNotExecutable,
+            Kind::Other => RefusalKind::Setup,
+        },
+        _ => RefusalKind::Setup,
+    };
+    refusal(kind, error)
+}
+
+/// The refusal for a process that ended before it executed its program, without a reason.
+pub(in crate::shim) fn silent_end(status: WaitStatus) -> Refusal {
+    let message = match exit_code(status) {
+        (_, Some(signal)) => format!("the process was killed by signal {signal} before it started"),
+        (code, None) => format!("the process ended with code {code} before it started"),
+    };
+    Refusal {
+        kind: RefusalKind::Setup,
+        message,
+    }
+}
+
+pub(in crate::shim) fn seccomp_program(
+    filter: Option<&SeccompFilter>,
+) -> Result<Option<kelson_runtime::seccomp::Program>, Refusal> {
+    let Some(SeccompFilter(bytes)) = filter else {
+        return Ok(None);
+    };
+    match kelson_runtime::seccomp::Program::from_bytes(bytes) {
+        Some(program) => Ok(Some(program)),
+        None => Err(Refusal {
+            kind: RefusalKind::Invalid,
+            message: "the seccomp filter is not a compiled program".to_owned(),
+        }),
+    }
+}
+
+impl Shim {
+    /// Begins to start a container; the connection is answered when that is decided.
+    pub(in crate::shim) fn start(
+        &mut self,
+        connection: u64,
+        request: StartRequest,
+    ) -> Result<(), Refusal> {
+        let id = request.id;
+        let known = self.containers.values().any(|container| container.id == id)
+            || self.ended.iter().any(|ended| ended.id == id);
+        if known {
+            let message = format!("container {id} has been started already");
+            return Err(Refusal {
+                kind: RefusalKind::Exists,
+                message,
+            });
+        }
+        self.make_container_dir(id)?;
+        let timeout = Duration::from_millis(request.timeout_ms);
+        let begun = self
+            .begin_start(request)
+            .inspect_err(|_| self.remove_container_dir(id))?;
+        let Begun {
+            launched,
+            cgroup,
+            log,
+            stdin,
+            outputs,
+        } = begun;
+        let serial = self.serial();
+        let watched = self
+            .poll
+            .add(
+                launched.progress.as_fd(),
+                Token::ContainerProgress(serial),
+                EventFlags::IN,
+            )
+            .and_then(|()| {
+                outputs.watch(&self.poll, |stream| Token::ContainerOutput(serial, stream))
+            });
+        let container = Container {
+            id,
+            pid: launched.pid,
+            pidfd: launched.pidfd,
+            cgroup,
+            spare: Vec::new(),
+            log,
+            _stdin: stdin,
+            outputs,
+            oom: Oom::default(),
+            phase: Phase::Starting {
+                connection,
+                progress: launched.progress,
+                deadline: Instant::now() + timeout,
+                failure: None,
+            },
+        };
+        self.containers.insert(serial, container);
+        if let Err(refusal) = Self::watched(watched) {
+            self.start_failed(serial, refusal);
+        }
+        Ok(())
+    }
+
+    /// Makes what a container needs, and its process.
+    fn begin_start(&self, request: StartRequest) -> Result<Begun, Refusal> {
+        let StartRequest {
+            mut spec,
+            rootfs,
+            cgroup,
+            log: path,
+            seccomp,
+            stdin,
+            ..
+        } = request;
+        let cgroup = Cgroup::new(&self.hierarchy, &cgroup)
+            .map_err(|error| refusal(RefusalKind::Invalid, &error))?;
+        let seccomp = seccomp_program(seccomp.as_ref())?;
+        let mut terminal = false;
+        if let Some(process) = spec.process_mut() {
+            terminal = process.terminal().unwrap_or(false);
+            if process.oom_score_adj().is_none() {
+                // The shim's own is not for its containers.
+                process.set_oom_score_adj(Some(0));
+            }
+        }
+        let log = Log::open(path.clone()).map_err(|error| Refusal {
+            kind: RefusalKind::Setup,
+            message: format!(
+                "cannot open the log {}: {error}",
+                path.unwrap_or_default().display()
+            ),
+        })?;
+        let Streams {
+            theirs,
+            stdin,
+            outputs,
+        } = Streams::new(terminal, stdin != StdinPolicy::None)
+            .map_err(|error| internal("make pipes", error))?;
+        let rootfs = match rootfs {
+            Rootfs::Path(path) => kelson_runtime::Rootfs::Path(path),
+            Rootfs::Overlay { lower, upper, work } => {
+                kelson_runtime::Rootfs::Overlay { lower, upper, work }
+            }
+        };
+        let launched = launch(Launch {
+            spec: &spec,
+            rootfs: &rootfs,
+            cgroup: &cgroup,
+            stdio: theirs,
+            seccomp: seccomp.as_ref(),
+            options: Options::default(),
+        })
+        .map_err(|error| launch_refusal(&error))?;
+        Ok(Begun {
+            launched,
+            cgroup,
+            log,
+            stdin,
+            outputs,
+        })
+    }
+
+    /// Kills a container that is being started; the rest follows when it is reaped.
+    pub(super) fn start_failed(&mut self, serial: u64, refusal: Refusal) {
+        let Some(container) = self.containers.get_mut(&serial) else {
+            return;
+        };
+        if let Phase::Starting {
+            failure, deadline, ..
+        } = &mut container.phase
+        {
+            failure.get_or_insert(refusal);
+            *deadline = Instant::now() + KILL_AGAIN;
+        }
+        container.kill_all();
+    }
+
+    /// Hears what a starting container tells.
+    pub(in crate::shim) fn container_progress(&mut self, serial: u64) {
+        loop {
+            let Some(container) = self.containers.get_mut(&serial) else {
+                return;
+            };
+            let Phase::Starting { progress, .. } = &mut container.phase else {
+                return;
+            };
+            match progress.try_next() {
+                Ok(None) => return,
+                Ok(Some(Told::Note(message))) => {
+                    let container = container.id;
+                    self.broadcast(&Event::Note { container, message });
+                }
+                Ok(Some(Told::Terminal(master))) => {
+                    let watched = rustix::io::ioctl_fionbio(&master, true).and_then(|()| {
+                        let token = Token::ContainerOutput(serial, Stream::Stdout);
+                        self.poll.add(&master, token, EventFlags::IN)
+                    });
+                    container.outputs.set_terminal(master);
+                    if let Err(refusal) = Self::watched(watched) {
+                        return self.start_failed(serial, refusal);
+                    }
+                }
+                Ok(Some(Told::HooksDue | Told::Waiting)) => {}
+                Ok(Some(Told::Executed)) => return self.container_runs(serial),
+                Ok(Some(Told::Failed(error))) => {
+                    self.poll.remove(progress.as_fd());
+                    let refusal = launch_refusal(&LaunchError::Step(error));
+                    return self.start_failed(serial, refusal);
+                }
+                Err(error) => {
+                    self.poll.remove(progress.as_fd());
+                    return self.start_failed(serial, launch_refusal(&error));
+                }
+            }
+        }
+    }
+
+    fn container_runs(&mut self, serial: u64) {
+        let Some(container) = self.containers.get_mut(&serial) else {
+            return;
+        };
+        let Phase::Starting { connection, .. } = container.phase else {
+            return;
+        };
+        let started = Started {
+            pid: container.pid,
+            started_at: now_ns(),
+        };
+        container.phase = Phase::Running(started);
+        // Without notices, the count is read at the end all the same.
+        if let Ok(Some(oom)) = container.cgroup.oom_watch() {
+            let flags = EventFlags::IN | EventFlags::PRI;
+            if self
+                .poll
+                .add(&oom, Token::ContainerOom(serial), flags)
+                .is_ok()
+            {
+                container.oom.watch = Some(oom);
+            }
+        }
+        self.reply(connection, &Reply::Started(started));
+    }
+}
