@@ -10,12 +10,19 @@ use crate::unpack::Meta;
 /// Overlayfs' mark on a directory that hides those below.
 pub(crate) const OPAQUE: &str = "trusted.overlay.opaque";
 
-/// Gives an open file owner, mode and time.
+/// Gives an open file owner, mode and time. Most have the right owner and mode from the start, and
+/// looking is cheaper than changing.
 pub(crate) fn describe(fd: impl AsFd, meta: &Meta) -> Result<()> {
     let fd = fd.as_fd();
-    rustix::fs::fchown(fd, Some(Uid::from_raw(meta.uid)), Some(Gid::from_raw(meta.gid)))?;
+    let stat = rustix::fs::fstat(fd)?;
+    let owned = (stat.st_uid, stat.st_gid) == (meta.uid, meta.gid);
+    if !owned {
+        rustix::fs::fchown(fd, Some(Uid::from_raw(meta.uid)), Some(Gid::from_raw(meta.gid)))?;
+    }
     // After the owner: a change of owner takes the set-id bits away.
-    rustix::fs::fchmod(fd, Mode::from_raw_mode(meta.mode))?;
+    if !owned || stat.st_mode & 0o7777 != meta.mode {
+        rustix::fs::fchmod(fd, Mode::from_raw_mode(meta.mode))?;
+    }
     rustix::fs::futimens(fd, &times(meta))
 }
 

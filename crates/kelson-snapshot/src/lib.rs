@@ -11,6 +11,8 @@ mod file;
 mod limits;
 mod overlay;
 mod staging;
+#[cfg(test)]
+mod testing;
 mod tree;
 mod unpack;
 

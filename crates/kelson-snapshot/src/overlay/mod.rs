@@ -16,7 +16,7 @@ mod graft;
 mod records;
 mod state;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod usage;
 mod view;
 

@@ -123,7 +123,8 @@ impl Extractor {
     ) -> Result<(), UnpackError> {
         let flags =
             OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let mode = Mode::RUSR | Mode::WUSR;
+        // Set-id bits only once the owner is right.
+        let mode = Mode::from_raw_mode(entry.meta.mode & 0o777);
         let fd = self.layer.place("create", parent, name, |dir, name| {
             rustix::fs::openat(dir, name, flags, mode)
         })?;

@@ -13,8 +13,8 @@ mod layer;
 mod name;
 mod stream;
 mod tar;
-
-
+#[cfg(test)]
+mod tests;
 
 use std::io::{self, Read};
 use std::os::fd::OwnedFd;

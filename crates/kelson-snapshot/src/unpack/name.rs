@@ -34,20 +34,21 @@ impl Target {
         let Some((&name, parents)) = components.split_last() else {
             return Ok(Self::Root);
         };
-        let parent = || parents.join(&b'/');
-        if name == OPAQUE && !parents.iter().any(|parent| parent.starts_with(WHITEOUT)) {
-            return Ok(Self::Opaque(parent()));
-        }
-        if components.iter().any(|component| component.starts_with(AUFS)) {
-            return Ok(Self::Nothing);
-        }
         let refused = |reason: &str| UnpackError::Format {
             offset: 0,
             reason: format!("{reason}: {:?}", shown(raw)),
             source: None,
         };
-        if parents.iter().any(|parent| parent.starts_with(WHITEOUT)) {
+        let below = |prefix| parents.iter().any(|parent| parent.starts_with(prefix));
+        if below(AUFS) || (name.starts_with(AUFS) && name != OPAQUE) {
+            return Ok(Self::Nothing);
+        }
+        if below(WHITEOUT) {
             return Err(refused("whiteout is used as a directory"));
+        }
+        let parent = || parents.join(&b'/');
+        if name == OPAQUE {
+            return Ok(Self::Opaque(parent()));
         }
         match name.strip_prefix(WHITEOUT) {
             Some(b"" | b"." | b"..") => Err(refused("whiteout names nothing")),

@@ -432,14 +432,16 @@ impl Archive {
     }
 
     fn line(&mut self, read: &mut u64) -> Result<u64, UnpackError> {
-        let mut digits = Vec::with_capacity(20);
+        /// Digits of the largest number.
+        const LONGEST: usize = 20;
+        let mut digits = Vec::with_capacity(LONGEST);
         loop {
             let byte = self.byte()?;
             *read += 1;
             match byte {
                 b'\n' => break,
-                _ if digits.len() == 20 => break,
-                byte => digits.push(byte),
+                byte if digits.len() < LONGEST => digits.push(byte),
+                _ => return Err(self.malformed("map of a sparse file is malformed")),
             }
         }
         let number = pax::decimal(&digits);
