@@ -48,7 +48,7 @@ pub(super) fn list(global: &Global, args: &ListArgs) -> Result<u8, CliError> {
             table,
             "\n{:width$}  {:>7}  {:8}  {:30}  {}",
             text("id"),
-            state["pid"],
+            state["pid"].to_string(),
             text("status"),
             text("created"),
             text("bundle")
