@@ -16,8 +16,10 @@ use crate::registry::Inbox;
 use crate::signal;
 use crate::task::Message;
 use crate::view::{ExitReason, Exited};
-use crate::world::{KILL_TIMEOUT, SHIM_CALL, World, now};
+use crate::world::{KILL_TIMEOUT, World, now};
 
+/// How long the shim may take to pass a signal on before the kernel is asked directly.
+const SIGNAL_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long the shim may take to report an exit after the cgroup is empty.
 const REPORT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Pauses between two tries to kill what does not die.
@@ -70,7 +72,7 @@ pub(crate) async fn run(
 }
 
 async fn send_signal(world: &Arc<World>, shim: &dyn Shim, target: &Target) {
-    let Err(error) = shim.signal(target.id, target.signal, SHIM_CALL).await else {
+    let Err(error) = shim.signal(target.id, target.signal, SIGNAL_TIMEOUT).await else {
         return;
     };
     if error.refusal().is_some() {

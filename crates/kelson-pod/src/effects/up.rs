@@ -224,7 +224,10 @@ fn network_pod(id: &PodId, config: &PodConfig, shim: u32) -> NetworkPod {
     pod.uid.clone_from(&metadata.uid);
     pod.ports = ports.collect();
     pod.annotations.clone_from(&config.annotations);
-    pod.fallback = config.annotations.get(NETWORK_FALLBACK).is_some_and(|network| network == "bridge");
+    pod.fallback = config
+        .annotations
+        .get(NETWORK_FALLBACK)
+        .is_some_and(|network| network == "bridge");
     pod.dns = config.dns.as_ref().map(|dns| kelson_network::Dns {
         servers: dns.servers.clone(),
         searches: dns.searches.clone(),

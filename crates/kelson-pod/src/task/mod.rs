@@ -26,7 +26,9 @@
 //! message, and starts the next effect that is due. Which command is legal when is in
 //! [`admission`](crate::admission).
 
+mod begin;
 pub(crate) mod container;
+mod end;
 pub(crate) mod pod;
 
 use std::net::IpAddr;
