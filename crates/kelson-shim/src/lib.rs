@@ -16,4 +16,5 @@ pub mod proto;
 pub mod zygote;
 
 mod log;
+mod memory;
 mod shim;

@@ -14,6 +14,7 @@ use kelson_sys::process::Cloned;
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
+use crate::memory;
 use crate::proto::{PodSetup, Refusal, RefusalKind};
 
 /// The longest request.
@@ -32,6 +33,7 @@ pub fn main() -> ExitCode {
 }
 
 fn serve() -> rustix::io::Result<()> {
+    memory::keep_large_apart();
     let socket = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdin(), EVENT_FD + 1)?;
     let null = rustix::fs::open(c"/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
     rustix::stdio::dup2_stdin(&null)?;
@@ -45,11 +47,7 @@ fn serve() -> rustix::io::Result<()> {
     let hierarchy =
         Hierarchy::detect().map_err(|error| crate::shim::refusal(RefusalKind::Setup, &error));
     let mut request = vec![0; MAX_REQUEST];
-    #[cfg(target_env = "gnu")]
-    // SAFETY: malloc_trim has no preconditions.
-    unsafe {
-        libc::malloc_trim(0);
-    }
+    memory::release();
     loop {
         match kelson_sys::fdpass::recv_with_fds(socket.as_fd(), &mut request) {
             Ok((0, _)) => return Ok(()),

@@ -16,7 +16,6 @@ mod calls;
 mod conn;
 mod container;
 mod exec;
-mod memory;
 mod poll;
 mod setup;
 mod signals;
@@ -33,6 +32,7 @@ use rustix::io::Errno;
 use rustix::process::{WaitOptions, WaitStatus};
 
 use crate::log::Formatter;
+use crate::memory;
 use crate::proto::{ContainerState, Event, PodSetup, Refusal, RefusalKind, Reply};
 use conn::{Conn, Role};
 use container::Container;
@@ -65,8 +65,8 @@ struct Shim {
     formatter: Formatter,
     input: Input,
     ending: Option<Shutdown>,
-    /// Whether memory has been used since the buffers were given back.
-    used: bool,
+    /// When something happened last, unless the buffers have been given back since.
+    used: Option<Instant>,
 }
 
 /// The shim has been asked to end.
@@ -160,7 +160,7 @@ impl Shim {
             formatter: Formatter::new(),
             input: Input::new(),
             ending: None,
-            used: true,
+            used: Some(Instant::now()),
         })
     }
 
@@ -203,8 +203,8 @@ impl Shim {
             }
             self.run_timers();
             if any {
-                self.used = true;
-            } else if self.used && self.next_deadline().is_none() {
+                self.used = Some(Instant::now());
+            } else if self.used.is_some_and(|last| last.elapsed() >= IDLE) {
                 self.release();
             }
         }
@@ -212,7 +212,7 @@ impl Shim {
 
     /// Gives back all memory that is not needed while nothing happens.
     fn release(&mut self) {
-        self.used = false;
+        self.used = None;
         self.input.release();
         self.formatter.release();
         memory::release();
@@ -270,10 +270,9 @@ impl Shim {
     }
 
     fn next_timeout(&self) -> Option<Duration> {
-        match self.next_deadline() {
-            Some(deadline) => Some(deadline.saturating_duration_since(Instant::now())),
-            None => self.used.then_some(IDLE),
-        }
+        let idle = self.used.map(|last| last + IDLE);
+        let next = [self.next_deadline(), idle].into_iter().flatten().min();
+        next.map(|next| next.saturating_duration_since(Instant::now()))
     }
 
     fn run_timers(&mut self) {

@@ -1,10 +1,11 @@
 //! Starting and ending containers.
 
+use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
 use kelson_shim::client::{Shim, ShimError, ShimEvent};
 use kelson_shim::ids::ContainerId;
-use kelson_shim::proto::{ContainerState, Exit, RefusalKind};
+use kelson_shim::proto::{ContainerState, Exit, RefusalKind, SeccompFilter, StdinPolicy};
 use libtest_mimic::Trial;
 
 use crate::world::{SOON, World, is_alive, trial, wait_until};
@@ -14,6 +15,11 @@ pub(crate) fn trials() -> Vec<Trial> {
         trial("a_container_starts_and_its_exit_is_told", starts_and_exits),
         trial("a_failed_start_is_told_and_leaves_nothing", failed_starts),
         trial("signals_reach_a_container", signals),
+        trial("standard_input_follows_its_policy", stdin_policy),
+        trial(
+            "filters_and_priorities_hold_for_execs_too",
+            filters_and_priorities,
+        ),
         trial(
             "a_killed_container_takes_all_its_processes_along",
             takes_all_along,
@@ -85,6 +91,81 @@ async fn failed_starts(world: World) -> World {
     assert_eq!(kind(pod.start(&request).await), RefusalKind::Timeout);
     request.timeout_ms = 10_000;
     pod.start(&request).await.unwrap();
+    pod.shutdown().await;
+    world
+}
+
+async fn stdin_policy(world: World) -> World {
+    let mut pod = world.pod().await;
+    let request = pod.request(&["cat"]);
+    pod.start(&request).await.unwrap();
+    assert_eq!(pod.exit(request.id).await.exit_code, 0);
+    let mut request = pod.request(&["cat"]);
+    request.stdin = StdinPolicy::Open;
+    let started = pod.start(&request).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    assert!(is_alive(started.pid));
+    pod.shutdown().await;
+    world
+}
+
+/// What the shim has set for itself is not for what it starts: blocked signals, priority.
+async fn filters_and_priorities(world: World) -> World {
+    let mut pod = world.pod().await;
+    let profile = kelson_runtime::seccomp::default_profile(&HashSet::new());
+    let filter = SeccompFilter(
+        kelson_runtime::seccomp::compile(&profile)
+            .unwrap()
+            .to_bytes(),
+    );
+    let script = "cat /proc/self/oom_score_adj; while read a b; do case $a in Seccomp:|SigBlk:) \
+                  echo $a $b;; esac; done < /proc/self/status";
+    let expected = "500\nSigBlk: 0000000000000000\nSeccomp: 2\n";
+    let script_and_sleep = format!("{script}; sleep 1000");
+    let mut request = pod.request(&["sh", "-c", &script_and_sleep]);
+    let process = request.spec.process_mut().as_mut().unwrap();
+    process
+        .set_oom_score_adj(Some(500))
+        .set_no_new_privileges(Some(true));
+    request.seccomp = Some(filter.clone());
+    pod.start(&request).await.unwrap();
+    let log = request.log.clone().unwrap();
+    wait_until("all is told", || {
+        std::fs::read_to_string(&log).unwrap().lines().count() == 3
+    })
+    .await;
+    let text: String = std::fs::read_to_string(&log)
+        .unwrap()
+        .lines()
+        .map(|line| format!("{}\n", &line[40..]))
+        .collect();
+    assert_eq!(text, expected);
+    let mut exec = pod.exec_request(request.id, &["sh", "-c", script]);
+    exec.process.set_no_new_privileges(Some(true));
+    exec.seccomp = Some(filter);
+    let result = pod
+        .shim
+        .exec(exec, SOON)
+        .await
+        .unwrap()
+        .collect(1000, SOON)
+        .await
+        .unwrap();
+    assert_eq!(String::from_utf8(result.stdout).unwrap(), expected);
+
+    let mut broken = pod.request(&["true"]);
+    broken.seccomp = Some(SeccompFilter(vec![1, 2, 3]));
+    assert_eq!(kind(pod.start(&broken).await), RefusalKind::Invalid);
+
+    // Without a priority of its own, a container does not get its shim's.
+    let plain = pod.request(&["cat", "/proc/self/oom_score_adj"]);
+    pod.start(&plain).await.unwrap();
+    pod.exit(plain.id).await;
+    assert!(
+        std::fs::read_to_string(plain.log.unwrap())
+            .unwrap()
+            .ends_with(" F 0\n")
+    );
     pod.shutdown().await;
     world
 }

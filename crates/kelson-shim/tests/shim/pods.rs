@@ -21,6 +21,7 @@ pub(crate) fn trials() -> Vec<Trial> {
         trial("other_protocol_versions_are_refused", versions),
         trial("broken_frames_are_refused", broken_frames),
         trial("a_shim_that_is_told_to_terminate_ends_its_pod", terminated),
+        trial("many_shims_are_forked_at_once", at_once),
         trial("fifty_shims_are_small", fifty),
     ]
 }
@@ -232,6 +233,29 @@ async fn terminated(world: World) -> World {
     wait_until("the shim is gone", || !is_alive(pod.ready.pid)).await;
     assert!(!is_alive(started.pid));
     world
+}
+
+async fn at_once(world: World) -> World {
+    let world = std::sync::Arc::new(world);
+    let forks: Vec<_> = (0..20)
+        .map(|_| {
+            let world = std::sync::Arc::clone(&world);
+            tokio::spawn(async move { world.pod().await })
+        })
+        .collect();
+    let mut pods = Vec::new();
+    for fork in forks {
+        pods.push(fork.await.unwrap());
+    }
+    let networks: std::collections::BTreeSet<u64> = pods
+        .iter()
+        .map(|pod| namespace(pod.ready.pid, "net"))
+        .collect();
+    assert_eq!(networks.len(), 20);
+    for pod in pods {
+        pod.shutdown().await;
+    }
+    std::sync::Arc::into_inner(world).unwrap()
 }
 
 fn pss(pid: u32) -> u64 {

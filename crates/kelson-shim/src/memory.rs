@@ -7,9 +7,19 @@ const STACK: usize = 1 << 20;
 /// What stays below the caller's frame, for the calls that follow.
 const MARGIN: usize = 16 << 10;
 
+/// Keeps large buffers out of the heap for good, so that each is given back when it is dropped and
+/// comes as untouched pages when it is made. (Otherwise glibc moves the limit up with each buffer.)
+pub(crate) fn keep_large_apart() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: mallopt has no preconditions while there is one thread.
+    unsafe {
+        libc::mallopt(libc::M_MMAP_THRESHOLD, 128 << 10);
+    }
+}
+
 /// Gives back free heap, and the pages of the stack that only deeper calls have used.
 #[inline(never)]
-pub(super) fn release() {
+pub(crate) fn release() {
     #[cfg(target_env = "gnu")]
     // SAFETY: malloc_trim has no preconditions.
     unsafe {
