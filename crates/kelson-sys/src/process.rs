@@ -132,11 +132,25 @@ pub fn pidfd_send_signal(pidfd: BorrowedFd<'_>, signal: i32) -> Result<()> {
 /// Gives every signal its default action and unblocks all, as a new program expects.
 pub fn reset_signals() -> Result<()> {
     for signal in 1..=64 {
-        if signal == libc::SIGKILL || signal == libc::SIGSTOP || signal == 32 || signal == 33 {
+        if signal == libc::SIGKILL || signal == libc::SIGSTOP {
             continue;
         }
-        // SAFETY: SIG_DFL installs no handler. glibc refuses its own signals, which is fine.
-        unsafe { libc::signal(signal, libc::SIG_DFL) };
+        // The kernel's own structure, of which every word is zero for the default action: libc
+        // refuses the two signals that it uses itself, and its posix_spawn leaves them ignored.
+        let default = [0_u64; 4];
+        let none = std::ptr::null_mut::<u64>();
+        // SAFETY: the structure is not longer than the array on any 64-bit machine, it is only
+        // read, and the last argument is the size of the kernel's signal set.
+        let ret = unsafe {
+            libc::syscall(
+                libc::SYS_rt_sigaction,
+                signal,
+                &raw const default,
+                none,
+                8_usize,
+            )
+        };
+        check(ret as c_int)?;
     }
     // SAFETY: the set is initialised by sigemptyset before it is used.
     unsafe {
