@@ -3,15 +3,12 @@
 //!
 //! Nothing is remembered here across a restart: the start finds all of it again by what is on disk.
 
-use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use kelson_shim::ids::PodId;
 use kelson_store::Batch;
-use tokio::sync::mpsc;
-use tokio::time::Instant;
 
 use crate::effects::down;
 use crate::error::chain;
@@ -24,7 +21,7 @@ const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(300);
 
 /// Something to give back.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Debt {
     /// A pod's network attachment, when its namespace is gone.
     Network(PodId),
@@ -38,64 +35,24 @@ pub(crate) enum Debt {
     Record(PodId, Vec<Debt>),
 }
 
-/// The way to the janitor.
-#[derive(Debug)]
-pub(crate) struct Janitor(mpsc::UnboundedSender<Debt>);
-
-/// The janitor's own end, to be run by [`run`].
-pub(crate) type Debts = mpsc::UnboundedReceiver<Debt>;
-
-impl Janitor {
-    pub(crate) fn new() -> (Self, Debts) {
-        let (sender, debts) = mpsc::unbounded_channel();
-        (Self(sender), debts)
-    }
-
-    /// Hands something over that could not be given back.
-    pub(crate) fn owe(&self, debt: Debt) {
-        // Without a janitor the daemon is ending, and the next start finds it.
-        let _ = self.0.send(debt);
-    }
-}
-
-struct Due {
-    at: Instant,
-    pause: Duration,
-}
-
-/// Works until the daemon ends.
-pub(crate) async fn run(world: Arc<World>, mut debts: Debts) {
-    let mut due: HashMap<Debt, Due> = HashMap::new();
-    loop {
-        let next = due.values().map(|one| one.at).min();
-        let sleep = async {
-            match next {
-                Some(at) => tokio::time::sleep_until(at).await,
-                None => std::future::pending().await,
+/// Hands over something that could not be given back. Each debt is worked off by itself, so that one that
+/// takes long delays no other.
+pub(crate) fn owe(world: &Arc<World>, debt: Debt) {
+    let world = Arc::clone(world);
+    tokio::spawn(async move {
+        let mut pause = FIRST_PAUSE;
+        loop {
+            tokio::select! {
+                // The next start finds it.
+                () = world.closing.cancelled() => return,
+                () = tokio::time::sleep(pause) => {}
             }
-        };
-        tokio::select! {
-            () = world.closing.cancelled() => return,
-            debt = debts.recv() => {
-                let Some(debt) = debt else { return };
-                let first = Due { at: Instant::now() + FIRST_PAUSE, pause: FIRST_PAUSE };
-                due.entry(debt).or_insert(first);
+            if pay(&world, &debt).await {
+                return;
             }
-            () = sleep => {
-                let now = Instant::now();
-                let ready: Vec<Debt> =
-                    due.iter().filter(|(_, one)| one.at <= now).map(|(debt, _)| debt.clone()).collect();
-                for debt in ready {
-                    if pay(&world, &debt).await {
-                        due.remove(&debt);
-                    } else if let Some(one) = due.get_mut(&debt) {
-                        one.pause = (one.pause * 2).min(LONGEST_PAUSE);
-                        one.at = Instant::now() + one.pause;
-                    }
-                }
-            }
+            pause = (pause * 2).min(LONGEST_PAUSE);
         }
-    }
+    });
 }
 
 /// Tries once; says whether it is done. Logs why it is not.

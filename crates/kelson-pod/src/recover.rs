@@ -21,7 +21,7 @@ use crate::effects::{kill, up};
 use crate::error::{OpenError, chain};
 use crate::events::Announcer;
 use crate::filters::Filters;
-use crate::janitor::{self, Debt, Janitor};
+use crate::janitor::{self, Debt};
 use crate::journal::Journal;
 use crate::outside::{Cgroups, ImageSource, PodNetwork, Shims};
 use crate::pods::PodsConfig;
@@ -46,7 +46,7 @@ pub(crate) struct Services {
     pub(crate) snapshots: Arc<dyn Snapshotter>,
 }
 
-/// Opens the state, recovers, and starts the janitor.
+/// Opens the state and recovers.
 pub(crate) async fn open(
     config: PodsConfig,
     services: Services,
@@ -65,7 +65,6 @@ pub(crate) async fn open(
         path,
         source,
     })?;
-    let (janitor, debts) = Janitor::new();
     let world = Arc::new(World {
         rules: machine::rules(&config),
         boot: machine::boot_id(),
@@ -80,7 +79,6 @@ pub(crate) async fn open(
         filters: Filters::default(),
         board: Board::default(),
         events: Announcer::new(),
-        janitor,
         registry: Registry::default(),
         effects: TaskTracker::new(),
         closing: CancellationToken::new(),
@@ -88,7 +86,6 @@ pub(crate) async fn open(
     });
     let records = Records::read(&world)?;
     recover(&world, records).await;
-    tokio::spawn(janitor::run(Arc::clone(&world), debts));
     Ok(world)
 }
 
@@ -145,7 +142,7 @@ async fn recover(world: &Arc<World>, mut records: Records) {
         work.spawn(async move {
             tracing::info!(?debt, "something that belongs to nobody is removed");
             if !janitor::pay(&world, &debt).await {
-                world.janitor.owe(debt);
+                janitor::owe(&world, debt);
             }
         });
     }

@@ -14,7 +14,6 @@ use tokio_util::task::TaskTracker;
 use crate::config::{NamespaceMode, PodConfig};
 use crate::events::Announcer;
 use crate::filters::Filters;
-use crate::janitor::Janitor;
 use crate::journal::Journal;
 use crate::outside::{Cgroups, ImageSource, PodNetwork, Shims};
 use crate::pods::PodsConfig;
@@ -46,7 +45,6 @@ pub(crate) struct World {
     pub(crate) filters: Filters,
     pub(crate) board: Board,
     pub(crate) events: Announcer,
-    pub(crate) janitor: Janitor,
     pub(crate) registry: Registry,
     /// Everything under way that must not be cut off in the middle without need.
     pub(crate) effects: TaskTracker,

@@ -12,6 +12,7 @@ use rustix::fs::{Mode, OFlags};
 
 use crate::config::{ContainerConfig, PodConfig, Profile, Propagation};
 use crate::error::{Cause, Mistake, Mistakes, PodError};
+use crate::janitor::{self, Debt};
 use crate::outside::ImageFacts;
 use crate::record::{ContainerPhase, ContainerRecord, Seccomp, SpecRecord};
 use crate::spec::devices::{self, Node};
@@ -133,9 +134,7 @@ fn records(request: &Request, resolved: &Resolved, spec: SpecRecord) -> Result<B
 fn drop_files(world: &Arc<World>, id: ContainerId) {
     if let Err(error) = world.snapshots.remove(id.as_str()) {
         tracing::warn!(container = %id, error = %crate::error::chain(&error), "its files stay for now");
-        world
-            .janitor
-            .owe(crate::janitor::Debt::Snapshot(id.to_string()));
+        janitor::owe(world, Debt::Snapshot(id.to_string()));
     }
     world.empty_trash();
 }

@@ -15,7 +15,7 @@ use rustix::process::{PidfdFlags, Signal};
 
 use crate::config::{NamespaceMode, PodConfig};
 use crate::error::{PodError, chain};
-use crate::janitor::Debt;
+use crate::janitor::{self, Debt};
 use crate::record::{PodPhase, PodRecord};
 use crate::world::{FileError, KILL_TIMEOUT, SHIM_CALL, World};
 
@@ -41,7 +41,7 @@ pub(crate) async fn run(
     let debts = take_down(&world, &id, &config, shim_pid).await;
     // What is owed is found again after a restart by what is on disk, so the pod itself is done.
     for debt in debts {
-        world.janitor.owe(debt);
+        janitor::owe(&world, debt);
     }
     save(&world, &id, &record(true)).await
 }

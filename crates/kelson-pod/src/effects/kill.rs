@@ -49,7 +49,11 @@ pub(crate) async fn run(
 ) {
     if *deadline.borrow() > Instant::now() && target.signal != signal::KILL {
         send_signal(&world, &*shim, &target).await;
-        wait_for(&mut deadline).await;
+        tokio::select! {
+            () = wait_for(&mut deadline) => {}
+            // Who asked is told to ask again.
+            () = world.closing.cancelled() => return,
+        }
     }
     let began = Instant::now();
     let mut pause = FIRST_PAUSE;

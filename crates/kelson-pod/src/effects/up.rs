@@ -13,7 +13,7 @@ use super::down;
 use crate::config::{NETWORK_FALLBACK, NamespaceMode, PodConfig, Protocol};
 use crate::error::PodError;
 use crate::files;
-use crate::janitor::Debt;
+use crate::janitor::{self, Debt};
 use crate::outside::{Forked, ShimEvents};
 use crate::record::{PodPhase, PodRecord};
 use crate::world::{World, hostname};
@@ -69,7 +69,7 @@ pub(crate) async fn undo(world: &Arc<World>, id: &PodId, config: &PodConfig) {
         debts.push(Debt::Directory(dir));
     }
     if !debts.is_empty() {
-        world.janitor.owe(Debt::Record(*id, debts));
+        janitor::owe(world, Debt::Record(*id, debts));
         return;
     }
     let mut batch = Batch::new();
