@@ -155,12 +155,11 @@ impl Cgroups for Hierarchy {
     }
 
     fn stats(&self, path: &str) -> kelson_cgroup::Result<Option<Stats>> {
-        let cgroup = Cgroup::new(self, path)?;
-        if cgroup.exists() {
-            cgroup.stats().map(Some)
-        } else {
-            Ok(None)
-        }
+        if_there(Cgroup::new(self, path)?.stats())
+    }
+
+    fn usage(&self, path: &str) -> kelson_cgroup::Result<Option<Stats>> {
+        if_there(Cgroup::new(self, path)?.usage())
     }
 
     fn signal(&self, path: &str, pid: u32, signal: i32) -> kelson_cgroup::Result<()> {
@@ -179,6 +178,13 @@ impl Cgroups for Hierarchy {
             let _ = kelson_sys::process::pidfd_send_signal(pidfd.as_fd(), signal);
         }
         Ok(())
+    }
+}
+
+fn if_there(stats: kelson_cgroup::Result<Stats>) -> kelson_cgroup::Result<Option<Stats>> {
+    match stats {
+        Err(error) if error.is_not_found() => Ok(None),
+        other => other.map(Some),
     }
 }
 

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use kelson_cgroup::Stats;
 use kelson_shim::ids::{ContainerId, PodId};
 
 use crate::config::NamespaceMode;
@@ -19,8 +20,9 @@ pub struct ContainerStats {
     pub container: Arc<Container>,
     /// When this was read, in nanoseconds since 1970.
     pub at: i64,
-    /// Its cgroup; `None`: the container does not run.
-    pub cgroup: Option<kelson_cgroup::Stats>,
+    /// Its cgroup, without what [`kelson_cgroup::Cgroup::usage`] leaves out; `None`: the container does not
+    /// run.
+    pub cgroup: Option<Stats>,
     /// CPU time used a second, in nanoseconds, since the sample before; `None`: this is the first one.
     pub usage_nano_cores: Option<u64>,
     /// Its writable directory; `None`: not measured yet (it is, in the background).
@@ -46,7 +48,7 @@ pub struct PodStats {
     /// When this was read, in nanoseconds since 1970.
     pub at: i64,
     /// Its cgroup; `None`: it has none (any more).
-    pub cgroup: Option<kelson_cgroup::Stats>,
+    pub cgroup: Option<Stats>,
     /// CPU time used a second, in nanoseconds, since the sample before; `None`: this is the first one.
     pub usage_nano_cores: Option<u64>,
     /// Its interfaces without `lo`, the default one first; empty on the host's network.
@@ -118,20 +120,33 @@ impl Collector {
     /// What these pods use, in the order of `ids`; unknown ones are left out.
     pub(crate) async fn pods(self: &Arc<Self>, world: &Arc<World>, ids: &[PodId]) -> Vec<PodStats> {
         let snapshot = world.board.load();
-        let mut all = Vec::new();
-        for pod in ids.iter().filter_map(|id| snapshot.pod(id)) {
-            let running = pod.containers.iter().filter(|one| is_running(one));
-            let containers: Vec<ContainerId> = running.map(|one| one.id).collect();
-            let containers = self.containers(world, &containers).await;
-            let (collector, pod) = (Arc::clone(self), Arc::clone(pod));
-            all.push(
-                world
-                    .blocking(move |world| PodStats {
-                        containers,
-                        ..collector.read_pod(world, pod)
-                    })
-                    .await,
-            );
+        let pods: Vec<Arc<Pod>> = ids
+            .iter()
+            .filter_map(|id| snapshot.pod(id))
+            .cloned()
+            .collect();
+        let containers = pods.iter().flat_map(|pod| &pod.containers);
+        let running: Vec<ContainerId> = containers
+            .filter(|one| is_running(one))
+            .map(|one| one.id)
+            .collect();
+        let containers = self.containers(world, &running).await;
+        let collector = Arc::clone(self);
+        let read = world.blocking(move |world| {
+            pods.into_iter()
+                .map(|pod| collector.read_pod(world, pod))
+                .collect::<Vec<_>>()
+        });
+        let mut all = read.await;
+        let places: HashMap<PodId, usize> = all
+            .iter()
+            .enumerate()
+            .map(|(place, one)| (one.pod.id, place))
+            .collect();
+        for one in containers {
+            if let Some(place) = places.get(&one.container.pod) {
+                all[*place].containers.push(one);
+            }
         }
         all
     }
@@ -141,7 +156,7 @@ impl Collector {
         let running = is_running(&container);
         let path = container.resolved.cgroup.as_str();
         let cgroup = if running {
-            read_cgroup(world, path)
+            present(path, world.cgroups.usage(path))
         } else {
             None
         };
@@ -160,7 +175,7 @@ impl Collector {
     fn read_pod(&self, world: &World, pod: Arc<Pod>) -> PodStats {
         let at = now();
         let cgroup = if pod.is_ready() {
-            read_cgroup(world, &pod.cgroup)
+            present(&pod.cgroup, world.cgroups.stats(&pod.cgroup))
         } else {
             None
         };
@@ -293,9 +308,9 @@ fn is_running(container: &Container) -> bool {
     matches!(container.state, ContainerState::Running { .. })
 }
 
-fn read_cgroup(world: &World, path: &str) -> Option<kelson_cgroup::Stats> {
-    world.cgroups.stats(path).unwrap_or_else(|error| {
-        // It can vanish between two reads.
+/// What was read of a cgroup, if it is there.
+fn present(path: &str, read: kelson_cgroup::Result<Option<Stats>>) -> Option<Stats> {
+    read.unwrap_or_else(|error| {
         tracing::debug!(path, error = %chain(&error), "a cgroup cannot be read");
         None
     })

@@ -463,6 +463,10 @@ impl Cgroups for Machine {
         Ok(self.things().cgroups.contains(path).then(Stats::default))
     }
 
+    fn usage(&self, path: &str) -> kelson_cgroup::Result<Option<Stats>> {
+        self.stats(path)
+    }
+
     fn signal(&self, _: &str, _: u32, _: i32) -> kelson_cgroup::Result<()> {
         self.step_now("direct signal")
             .map_err(|()| cgroup_error("signal"))
