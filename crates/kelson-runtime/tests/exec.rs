@@ -220,3 +220,63 @@ fn a_gate_holds_the_program_back() {
         assert_eq!(running.finish().out, "ran\n");
     });
 }
+
+#[test]
+fn a_user_namespace_is_entered() {
+    alone(|| {
+        let mut world = World::new("sleep 100");
+        std::os::unix::fs::chown(world.root(), Some(100_000), Some(100_000)).unwrap();
+        let open = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+        std::fs::set_permissions(world.dir.path(), open).unwrap();
+        world.spec["linux"]["namespaces"]
+            .as_array_mut()
+            .unwrap()
+            .push(json!({"type": "user"}));
+        let map = json!([{"containerID": 0, "hostID": 100_000, "size": 65_536}]);
+        common::merge(
+            &mut world.spec["linux"],
+            &json!({"uidMappings": map, "gidMappings": map}),
+        );
+        world.spec["process"]["oomScoreAdj"] = json!(500);
+        let running = world.start().unwrap();
+        assert!(
+            running.notes.iter().all(|note| !note.contains("oom")),
+            "{:?}",
+            running.notes
+        );
+        let script = "id -u; readlink /proc/self/ns/user; cat /proc/1/oom_score_adj";
+        let finished = world
+            .exec(&running, json!({"args": sh(script)}))
+            .unwrap()
+            .finish();
+        let path = format!("/proc/{}/ns/user", running.launched.pid);
+        let namespace = std::fs::read_link(path).unwrap();
+        let expected = format!("0\n{}\n500\n", namespace.display());
+        assert_eq!(finished.out, expected, "{finished:?}");
+        let status = format!("/proc/{}/status", running.launched.pid);
+        assert!(
+            std::fs::read_to_string(status)
+                .unwrap()
+                .contains("Uid:\t100000")
+        );
+    });
+}
+
+#[test]
+fn a_working_directory_outside_is_refused() {
+    alone(|| {
+        // The link leads to a descriptor of the launching process, as in CVE-2024-21626.
+        let leak = File::open("/").unwrap();
+        rustix::io::fcntl_setfd(&leak, rustix::io::FdFlags::empty()).unwrap();
+        use std::os::fd::AsRawFd;
+        let cwd = format!("/proc/self/fd/{}", leak.as_raw_fd());
+        let world = World::new("sleep 100");
+        let running = world.start().unwrap();
+        let result = world.exec(&running, json!({"args": sh("ls"), "cwd": cwd}));
+        let Err(LaunchError::Step(error)) = result else {
+            panic!("it started")
+        };
+        assert_eq!(error.step, Step::Command);
+        assert!(error.what.contains("outside"), "{error}");
+    });
+}

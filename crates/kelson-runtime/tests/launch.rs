@@ -460,28 +460,32 @@ fn limits_that_need_a_capability_are_reduced_and_told() {
 }
 
 #[test]
-fn the_working_directory_must_exist() {
+fn a_missing_working_directory_is_made_inside() {
     alone(|| {
         let mut world = World::new("pwd");
-        world.spec["process"]["cwd"] = json!("/nowhere");
-        let error = world.fail();
-        assert_eq!(error.step, Step::Command);
-        assert!(error.what.contains("/nowhere"), "{error}");
+        let outside = world.dir.path().join("outside");
+        symlink(&outside, world.root().join("link")).unwrap();
+        for cwd in ["/no/where", "/link/sub"] {
+            world.spec["process"]["cwd"] = json!(cwd);
+            assert_eq!(world.run().code, 0);
+        }
+        assert!(world.root().join("no/where").is_dir());
+        assert!(!outside.exists());
+        world.spec["process"]["cwd"] = json!("/bin/busybox");
+        assert_eq!(world.fail().step, Step::Command);
     });
 }
 
 #[test]
-fn a_working_directory_outside_is_refused() {
+fn a_working_directory_by_a_descriptor_of_the_caller_is_refused() {
     alone(|| {
-        // The link leads to a descriptor of the launching process, as in CVE-2024-21626.
+        // As in CVE-2024-21626.
         let leak = fs::File::open("/").unwrap();
         rustix::io::fcntl_setfd(&leak, rustix::io::FdFlags::empty()).unwrap();
         use std::os::fd::AsRawFd;
         let mut world = World::new("ls");
         world.spec["process"]["cwd"] = json!(format!("/proc/self/fd/{}", leak.as_raw_fd()));
-        let error = world.fail();
-        assert_eq!(error.step, Step::Command);
-        assert!(error.what.contains("outside"), "{error}");
+        assert_eq!(world.fail().step, Step::Command);
     });
 }
 
@@ -627,5 +631,132 @@ fn a_user_namespace_maps_ids() {
             fs::metadata(world.root().join("tmp/mine")).unwrap().uid(),
             100_000
         );
+    });
+}
+
+#[test]
+fn an_overlay_with_paths_too_long_for_single_options_is_mounted() {
+    alone(|| {
+        let mut world = World::new("cat /top; echo new > /written");
+        overlay(&mut world, 3);
+        let Rootfs::Overlay { lower, .. } = &world.rootfs else {
+            panic!()
+        };
+        let long = world
+            .dir
+            .path()
+            .join("a,b:".repeat(50))
+            .join("c".repeat(100));
+        fs::create_dir_all(long.join("upper")).unwrap();
+        fs::create_dir_all(long.join("work")).unwrap();
+        let upper = long.join("upper");
+        world.rootfs = Rootfs::Overlay {
+            lower: lower.clone(),
+            upper: upper.clone(),
+            work: long.join("work"),
+        };
+        assert_eq!(output(&world), "2\n");
+        assert!(upper.join("written").exists());
+    });
+}
+
+#[test]
+fn a_root_without_pivoting() {
+    alone(|| {
+        let world = World::new("ls / | grep -c root; pwd");
+        let (stdio, out) = common::pipes();
+        let options = kelson_runtime::Options {
+            no_pivot: true,
+            ..Default::default()
+        };
+        let finished = world
+            .start_with(stdio, Some(out), options)
+            .unwrap()
+            .finish();
+        assert_eq!(finished.out, "0\n/\n", "{finished:?}");
+    });
+}
+
+#[test]
+fn a_label_that_cannot_be_had_is_an_error() {
+    alone(|| {
+        if Path::new("/sys/kernel/security/apparmor").exists() {
+            eprintln!("skipped: AppArmor is there");
+            return;
+        }
+        let mut world = World::new("true");
+        world.spec["process"]["apparmorProfile"] = json!("some-profile");
+        assert_eq!(world.fail().step, Step::Labels);
+        world.spec["process"]["apparmorProfile"] = json!("unconfined");
+        assert_eq!(world.run().code, 0);
+    });
+}
+
+/// A tmpfs that is shared, in a mount namespace of the test's own.
+fn shared_directory(world: &World) -> PathBuf {
+    use kelson_sys::mount::{Attributes, Filesystem, Propagation, attach_at, set_attributes};
+    use std::os::fd::AsFd;
+    kelson_sys::process::unshare(kelson_sys::process::ns::MOUNT).unwrap();
+    let root = fs::File::open("/").unwrap();
+    let private = Attributes {
+        propagation: Some(Propagation::Private),
+        ..Default::default()
+    };
+    set_attributes(root.as_fd(), &private, true).unwrap();
+    let dir = world.dir.path().join("shared");
+    fs::create_dir(&dir).unwrap();
+    let tree = Filesystem::open(c"tmpfs").unwrap().mount(0).unwrap();
+    attach_at(tree.as_fd(), &dir).unwrap();
+    let shared = Attributes {
+        propagation: Some(Propagation::Shared),
+        ..Default::default()
+    };
+    set_attributes(tree.as_fd(), &shared, false).unwrap();
+    fs::create_dir(dir.join("a")).unwrap();
+    dir
+}
+
+#[test]
+fn mounts_spread_as_asked() {
+    alone(|| {
+        for (option, reaches_host, reaches_container) in [
+            ("rshared", true, true),
+            ("rslave", false, true),
+            ("rprivate", false, false),
+        ] {
+            let mut world = World::new(
+                "mount -t tmpfs in /v/a && echo mounted; \
+                 while ! test -e /go; do sleep 0.02; done; grep -c ' /v/b ' /proc/mounts; true",
+            );
+            let dir = shared_directory(&world);
+            fs::create_dir(dir.join("b")).unwrap();
+            let caps = json!(["CAP_SYS_ADMIN"]);
+            world.spec["process"]["capabilities"] =
+                json!({"bounding": caps, "effective": caps, "permitted": caps});
+            add_mount(
+                &mut world,
+                json!({"destination": "/v", "type": "bind", "source": dir,
+                "options": ["rbind", option]}),
+            );
+            let mut running = world.start().unwrap();
+            assert_eq!(running.line(), "mounted", "{option}");
+            let host = fs::read_to_string("/proc/thread-self/mountinfo").unwrap();
+            assert_eq!(
+                host.contains("/shared/a "),
+                reaches_host,
+                "{option}: {host}"
+            );
+            let tree = kelson_sys::mount::Filesystem::open(c"tmpfs")
+                .unwrap()
+                .mount(0)
+                .unwrap();
+            use std::os::fd::AsFd;
+            kelson_sys::mount::attach_at(tree.as_fd(), &dir.join("b")).unwrap();
+            fs::write(world.root().join("go"), "").unwrap();
+            let finished = running.finish();
+            let seen = if reaches_container { "1\n" } else { "0\n" };
+            assert_eq!(finished.out, seen, "{option}: {finished:?}");
+            kelson_sys::mount::detach(&dir).unwrap();
+        }
     });
 }

@@ -119,7 +119,9 @@ fn home_in(passwd: &[u8], uid: u32) -> Option<&[u8]> {
 /// Makes the working directory when the image does not have it, as the field's runtimes do.
 pub(super) fn make_directory(container: &mut Container<'_>) -> Result<(), Failure> {
     let cwd = &container.process.plan.cwd;
-    container.root()?.mkdir_all(cwd, Mode::from_raw_mode(0o755))?;
+    container
+        .root()?
+        .mkdir_all(cwd, Mode::from_raw_mode(0o755))?;
     Ok(())
 }
 

@@ -20,11 +20,12 @@ pub(super) fn oom_score_adj(process: &mut NewProcess<'_>) -> Result<(), Failure>
     let path = c"self/oom_score_adj";
     let file = match rustix::fs::openat(&process.proc, path, flags, Mode::empty()) {
         Ok(file) => file,
-        // In a user namespace the file is the host root's.
+        // In a user namespace the file is the host root's, and the maker has tried already.
         Err(Errno::ACCESS | Errno::PERM) => {
-            process.channel.note(format!(
-                "oom_score_adj stays as it is, {wanted} is not permitted"
-            ));
+            if current_adjustment(process) != Some(wanted) {
+                let text = format!("oom_score_adj stays as it is, {wanted} is not permitted");
+                process.channel.note(text);
+            }
             return Ok(());
         }
         Err(e) => return Err(Failure::errno(what(), e)),
@@ -45,6 +46,16 @@ pub(super) fn oom_score_adj(process: &mut NewProcess<'_>) -> Result<(), Failure>
     let text = format!("oom_score_adj stays as it is, {wanted} needs CAP_SYS_RESOURCE");
     process.channel.note(text);
     Ok(())
+}
+
+/// What `oom_score_adj` is.
+fn current_adjustment(process: &NewProcess<'_>) -> Option<i32> {
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+    let path = c"self/oom_score_adj";
+    let file = rustix::fs::openat(&process.proc, path, flags, Mode::empty()).ok()?;
+    let mut buffer = [0; 16];
+    let n = rustix::io::read(&file, &mut buffer).ok()?;
+    std::str::from_utf8(&buffer[..n]).ok()?.trim().parse().ok()
 }
 
 /// Sets rlimits, scheduling, I/O priority, personality and umask.

@@ -48,7 +48,9 @@ pub(super) fn mount(container: &mut Container<'_>) -> Result<(), Failure> {
         let root = container.root()?;
         let (tree, attributes) = match (&plan.kind, source) {
             (MountKind::Bind { .. }, Some(tree)) => {
-                if default != Propagation::Shared {
+                // What is asked for is set below: a mount made a slave here could not be shared with
+                // the host's any more.
+                if default != Propagation::Shared && plan.propagation.is_none() {
                     set_propagation(tree.as_fd(), plan, default, true)?;
                 }
                 (tree, true)

@@ -2,7 +2,7 @@
 //! specification to change, a cgroup, and their removal.
 //!
 //! Launching is for single-threaded callers, and a test runner has threads: every test runs in a
-//! process of its own, see [`alone`].
+//! process of its own in which nothing else happens, see [`alone`].
 
 #![allow(dead_code, reason = "each test program uses a part")]
 #![allow(clippy::unwrap_used, clippy::print_stderr, reason = "these are tests")]
@@ -29,8 +29,8 @@ const BUSYBOX: &str = "/bin/busybox";
 /// Set in the process of its own that [`alone`] makes.
 const ALONE: &str = "KELSON_TEST_ALONE";
 
-/// Runs a test in a process with one thread: this test program again, with this test only. Skips
-/// it where it cannot run.
+/// Runs a test in a process in which no other thread does anything: this test program again, with
+/// this test only. Skips it where it cannot run.
 pub(crate) fn alone(test: impl FnOnce()) {
     if !rustix::process::geteuid().is_root() {
         eprintln!("skipped: needs root");
@@ -41,7 +41,6 @@ pub(crate) fn alone(test: impl FnOnce()) {
         return;
     }
     let name = std::thread::current().name().unwrap_or("main").to_owned();
-    // With one test thread, tests run on the main one.
     if name == "main" || std::env::var_os(ALONE).is_some() {
         return test();
     }
