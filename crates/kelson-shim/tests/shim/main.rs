@@ -29,5 +29,7 @@ fn main() -> ExitCode {
     trials.extend(exec::trials());
     trials.extend(pods::trials());
     trials.extend(bench::trials());
-    libtest_mimic::run(&arguments, trials).exit_code()
+    let conclusion = libtest_mimic::run(&arguments, trials);
+    world::remove_rootfs();
+    conclusion.exit_code()
 }

@@ -278,9 +278,17 @@ pub(crate) fn spec(args: &[&str]) -> oci_spec::runtime::Spec {
     .unwrap()
 }
 
+static ROOTFS: OnceLock<tempfile::TempDir> = OnceLock::new();
+
+/// Removes what all tests have shared.
+pub(crate) fn remove_rootfs() {
+    if let Some(dir) = ROOTFS.get() {
+        std::fs::remove_dir_all(dir.path()).unwrap();
+    }
+}
+
 /// The root of all containers: busybox and its names.
 pub(crate) fn rootfs() -> PathBuf {
-    static ROOTFS: OnceLock<tempfile::TempDir> = OnceLock::new();
     let dir = ROOTFS.get_or_init(|| {
         let dir = tempfile::Builder::new()
             .prefix("kelson-shim-rootfs")
