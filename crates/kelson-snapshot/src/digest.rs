@@ -46,7 +46,10 @@ impl Digest {
     pub fn hex(&self) -> String {
         const DIGITS: &[u8; 16] = b"0123456789abcdef";
         let digit = |nibble: u8| char::from(DIGITS[usize::from(nibble)]);
-        self.0.iter().flat_map(|byte| [digit(byte >> 4), digit(byte & 15)]).collect()
+        self.0
+            .iter()
+            .flat_map(|byte| [digit(byte >> 4), digit(byte & 15)])
+            .collect()
     }
 }
 
@@ -72,7 +75,10 @@ impl FromStr for Digest {
             let shown = algorithm.chars().take(32).collect();
             return Err(DigestError::Unsupported(shown));
         }
-        let hex: &[u8; 64] = hex.as_bytes().try_into().map_err(|_| DigestError::Malformed)?;
+        let hex: &[u8; 64] = hex
+            .as_bytes()
+            .try_into()
+            .map_err(|_| DigestError::Malformed)?;
         let nibble = |character: u8| match character {
             b'0'..=b'9' => Ok(character - b'0'),
             b'a'..=b'f' => Ok(character - b'a' + 10),
@@ -185,17 +191,34 @@ mod tests {
         assert_eq!(text.parse::<Digest>(), Ok(digest));
         let json = serde_json::to_string(&DiffId::from(digest)).unwrap();
         assert_eq!(json, format!("\"{text}\""));
-        assert_eq!(serde_json::from_str::<ChainId>(&json).unwrap().digest(), &digest);
+        assert_eq!(
+            serde_json::from_str::<ChainId>(&json).unwrap().digest(),
+            &digest
+        );
     }
 
     #[test]
     fn other_forms_are_refused() {
         let upper = "sha256:E3B0C44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
-        for text in ["", "sha256", "sha256:", "sha256:00", upper, &format!("sha256:{}é", "0".repeat(62))] {
-            assert_eq!(text.parse::<Digest>(), Err(DigestError::Malformed), "{text}");
+        for text in [
+            "",
+            "sha256",
+            "sha256:",
+            "sha256:00",
+            upper,
+            &format!("sha256:{}é", "0".repeat(62)),
+        ] {
+            assert_eq!(
+                text.parse::<Digest>(),
+                Err(DigestError::Malformed),
+                "{text}"
+            );
         }
         let other = format!("sha512:{}", "0".repeat(128));
-        assert_eq!(other.parse::<Digest>(), Err(DigestError::Unsupported("sha512".into())));
+        assert_eq!(
+            other.parse::<Digest>(),
+            Err(DigestError::Unsupported("sha512".into()))
+        );
     }
 
     #[test]

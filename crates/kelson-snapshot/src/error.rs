@@ -177,7 +177,11 @@ pub(crate) fn at(op: &'static str, path: &[u8]) -> impl FnOnce(rustix::io::Errno
         if is_full(errno) {
             UnpackError::DiskFull(errno.into())
         } else {
-            UnpackError::Io { op, path, source: errno.into() }
+            UnpackError::Io {
+                op,
+                path,
+                source: errno.into(),
+            }
         }
     }
 }

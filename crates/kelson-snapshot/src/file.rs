@@ -17,7 +17,11 @@ pub(crate) fn describe(fd: impl AsFd, meta: &Meta) -> Result<()> {
     let stat = rustix::fs::fstat(fd)?;
     let owned = (stat.st_uid, stat.st_gid) == (meta.uid, meta.gid);
     if !owned {
-        rustix::fs::fchown(fd, Some(Uid::from_raw(meta.uid)), Some(Gid::from_raw(meta.gid)))?;
+        rustix::fs::fchown(
+            fd,
+            Some(Uid::from_raw(meta.uid)),
+            Some(Gid::from_raw(meta.gid)),
+        )?;
     }
     // After the owner: a change of owner takes the set-id bits away.
     if !owned || stat.st_mode & 0o7777 != meta.mode {
@@ -40,8 +44,14 @@ pub(crate) fn describe_at(dir: impl AsFd, name: &[u8], meta: &Meta, link: bool) 
 
 /// The times of a file; a container sees its access time as that of its last change.
 pub(crate) fn times(meta: &Meta) -> Timestamps {
-    let time = Timespec { tv_sec: meta.mtime.0, tv_nsec: meta.mtime.1.into() };
-    Timestamps { last_access: time, last_modification: time }
+    let time = Timespec {
+        tv_sec: meta.mtime.0,
+        tv_nsec: meta.mtime.1.into(),
+    };
+    Timestamps {
+        last_access: time,
+        last_modification: time,
+    }
 }
 
 /// Whether a layer may set this extended attribute: those of users, and file capabilities. Others

@@ -73,8 +73,11 @@ pub trait Snapshotter: Send + Sync {
     ///
     /// # Errors
     /// Every way in which a layer can be wrong or the disk can fail; nothing is left behind.
-    fn stage(&self, blob: &mut (dyn Read + Send), expected: &Expected)
-    -> Result<Staging, UnpackError>;
+    fn stage(
+        &self,
+        blob: &mut (dyn Read + Send),
+        expected: &Expected,
+    ) -> Result<Staging, UnpackError>;
 
     /// Puts a staged layer on top of `parent` (`None`: it is the lowest) and makes it durable. When
     /// another caller committed the same chain first, this one's copy is discarded without error.

@@ -14,7 +14,10 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { unpacked_bytes: 256 << 30, entries: 4_000_000 }
+        Self {
+            unpacked_bytes: 256 << 30,
+            entries: 4_000_000,
+        }
     }
 }
 
@@ -47,12 +50,19 @@ impl Bound {
 
     /// The error of exceeding it.
     pub(crate) fn exceeded(self) -> UnpackError {
-        UnpackError::Limit { what: self.what, limit: self.limit }
+        UnpackError::Limit {
+            what: self.what,
+            limit: self.limit,
+        }
     }
 
     /// Fails if `value` exceeds it.
     pub(crate) fn check(self, value: u64) -> Result<(), UnpackError> {
-        if value > self.limit { Err(self.exceeded()) } else { Ok(()) }
+        if value > self.limit {
+            Err(self.exceeded())
+        } else {
+            Ok(())
+        }
     }
 }
 

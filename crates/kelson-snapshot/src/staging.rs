@@ -16,7 +16,11 @@ pub struct Staging {
 
 impl Staging {
     pub(crate) fn new(diff_id: DiffId, extracted: Extracted, scratch: Scratch) -> Self {
-        Self { diff_id, extracted, scratch }
+        Self {
+            diff_id,
+            extracted,
+            scratch,
+        }
     }
 
     /// The layer's diff id.

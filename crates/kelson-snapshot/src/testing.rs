@@ -91,15 +91,24 @@ impl Tar {
     }
 
     pub(crate) fn symlink(self, name: &str, target: &str) -> Self {
-        self.entry(Header::new(b'2', name.as_bytes(), 0).link(target.as_bytes()), b"")
+        self.entry(
+            Header::new(b'2', name.as_bytes(), 0).link(target.as_bytes()),
+            b"",
+        )
     }
 
     pub(crate) fn hard_link(self, name: &str, target: &str) -> Self {
-        self.entry(Header::new(b'1', name.as_bytes(), 0).link(target.as_bytes()), b"")
+        self.entry(
+            Header::new(b'1', name.as_bytes(), 0).link(target.as_bytes()),
+            b"",
+        )
     }
 
     pub(crate) fn pax(self, records: &[(&str, &[u8])]) -> Self {
-        let data: Vec<u8> = records.iter().flat_map(|(key, value)| record(key, value)).collect();
+        let data: Vec<u8> = records
+            .iter()
+            .flat_map(|(key, value)| record(key, value))
+            .collect();
         self.entry(Header::new(b'x', b"pax", data.len() as u64), &data)
     }
 
@@ -166,22 +175,46 @@ fn list(
     let name = path.strip_prefix(root).unwrap().display().to_string();
     let meta = path.symlink_metadata().unwrap();
     let kind = meta.file_type();
-    let mut line = format!("{name} {:o} {}:{}", meta.mode() & 0o7777, meta.uid(), meta.gid());
+    let mut line = format!(
+        "{name} {:o} {}:{}",
+        meta.mode() & 0o7777,
+        meta.uid(),
+        meta.gid()
+    );
     write!(line, " {}.{}", meta.mtime(), meta.mtime_nsec()).unwrap();
     if !kind.is_dir() && meta.nlink() > 1 {
-        let first = first_names.entry(meta.ino()).or_insert_with(|| name.clone());
-        write!(line, " ={first}").unwrap();
+        let first = first_names
+            .entry(meta.ino())
+            .or_insert_with(|| name.clone());
+        if *first != name {
+            write!(line, " ={first}").unwrap();
+        }
     }
     if kind.is_symlink() {
         write!(line, " -> {}", std::fs::read_link(path).unwrap().display()).unwrap();
     } else if kind.is_file() {
-        write!(line, " {} {}", meta.len(), Digest::of(&std::fs::read(path).unwrap())).unwrap();
+        write!(
+            line,
+            " {} {}",
+            meta.len(),
+            Digest::of(&std::fs::read(path).unwrap())
+        )
+        .unwrap();
     } else if kind.is_char_device() && meta.rdev() == 0 {
         lines.push(format!("{name} w"));
         return;
     } else if !kind.is_dir() {
-        let letter = if kind.is_fifo() { 'p' } else if kind.is_char_device() { 'c' } else { 'b' };
-        let (major, minor) = (rustix::fs::major(meta.rdev()), rustix::fs::minor(meta.rdev()));
+        let letter = if kind.is_fifo() {
+            'p'
+        } else if kind.is_char_device() {
+            'c'
+        } else {
+            'b'
+        };
+        let (major, minor) = (
+            rustix::fs::major(meta.rdev()),
+            rustix::fs::minor(meta.rdev()),
+        );
         write!(line, " {letter} {major}:{minor}").unwrap();
     }
     if kind.is_dir() || kind.is_file() {
@@ -194,8 +227,10 @@ fn list(
     }
     lines.push(line);
     if kind.is_dir() {
-        let mut children: Vec<_> =
-            std::fs::read_dir(path).unwrap().map(|entry| entry.unwrap().path()).collect();
+        let mut children: Vec<_> = std::fs::read_dir(path)
+            .unwrap()
+            .map(|entry| entry.unwrap().path())
+            .collect();
         children.sort();
         for child in children {
             list(root, &child, first_names, lines);
@@ -212,7 +247,10 @@ fn xattrs(path: &Path) -> Vec<(String, Vec<u8>)> {
         .map(|name| {
             let mut value = [0; 4096];
             let length = rustix::fs::lgetxattr(path, name, &mut value[..]).unwrap();
-            (String::from_utf8_lossy(name).into_owned(), value[..length].to_vec())
+            (
+                String::from_utf8_lossy(name).into_owned(),
+                value[..length].to_vec(),
+            )
         })
         .collect();
     all.sort();

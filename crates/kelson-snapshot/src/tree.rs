@@ -6,8 +6,10 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, RawDir, ResolveFlags, Stat};
 use rustix::io::{Errno, Result};
 
-const DIRECTORY: OFlags =
-    OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
+const DIRECTORY: OFlags = OFlags::RDONLY
+    .union(OFlags::DIRECTORY)
+    .union(OFlags::NOFOLLOW)
+    .union(OFlags::CLOEXEC);
 /// Levels of directories that are open at once while a tree is deleted.
 const LEVELS: usize = 300;
 
@@ -60,7 +62,11 @@ pub(crate) fn for_each(
 /// file system. A directory that lies too deep is first moved up into `parent`, so that any depth
 /// is deleted with a bounded number of descriptors. It is no error if nothing is there.
 pub(crate) fn remove(parent: BorrowedFd<'_>, name: &[u8]) -> Result<()> {
-    let mut moved = Moved { parent, names: Vec::new(), count: 0 };
+    let mut moved = Moved {
+        parent,
+        names: Vec::new(),
+        count: 0,
+    };
     remove_one(parent, name, 0, &mut moved)?;
     while let Some(name) = moved.names.pop() {
         remove_one(parent, name.to_bytes(), 0, &mut moved)?;

@@ -18,7 +18,9 @@ use crate::{UnpackError, Usage};
 
 /// Longest list of names, and longest value, of extended attributes that the kernel gives.
 const XATTR: usize = 64 << 10;
-const READ: OFlags = OFlags::RDONLY.union(OFlags::NOFOLLOW).union(OFlags::NONBLOCK);
+const READ: OFlags = OFlags::RDONLY
+    .union(OFlags::NOFOLLOW)
+    .union(OFlags::NONBLOCK);
 
 /// Completes the layer at `layer` from `parents`, the merged tree of what is below it. Returns the
 /// space that copies took.
@@ -46,8 +48,12 @@ struct Graft<'a> {
 impl Graft<'_> {
     /// Makes the layer's directory `path` look like the parents'.
     fn directory(&self, path: &[u8]) -> Result<(), UnpackError> {
-        let Some(below) = self.below(path)? else { return Ok(()) };
-        let Ok(below) = open_dir_below(below, path) else { return Ok(()) };
+        let Some(below) = self.below(path)? else {
+            return Ok(());
+        };
+        let Ok(below) = open_dir_below(below, path) else {
+            return Ok(());
+        };
         match open_dir_below(self.layer, path) {
             Ok(directory) => resemble(&directory, &below).map_err(at("describe", path)),
             Err(errno) => Err(at("open directory", path)(errno)),
@@ -91,7 +97,11 @@ impl Graft<'_> {
             && let Ok(found) = stat(&directory, base)
         {
             let usable = !is_whiteout(&found) && !is_directory(&found);
-            return if usable { Ok((directory, base)) } else { Err(missing()) };
+            return if usable {
+                Ok((directory, base))
+            } else {
+                Err(missing())
+            };
         }
         let below = self.below(target)?.ok_or_else(missing)?;
         let from = open_dir_below(below, parent).map_err(|_| missing())?;
@@ -134,7 +144,10 @@ impl Graft<'_> {
         let mut make = || {
             let mut here = open_dir_below(self.layer, b"")?;
             let mut there = open_dir_below(below, b"")?;
-            for name in path.split(|&byte| byte == b'/').filter(|name| !name.is_empty()) {
+            for name in path
+                .split(|&byte| byte == b'/')
+                .filter(|name| !name.is_empty())
+            {
                 there = open_child(&there, name)?;
                 let made = keep_time(&here, || rustix::fs::mkdirat(&here, name, Mode::RWXU));
                 if made != Err(Errno::EXIST) {
@@ -185,7 +198,10 @@ fn resemble(to: impl AsFd, from: impl AsFd) -> rustix::io::Result<()> {
         Err(Errno::NOTSUP) => 0,
         result => result?,
     };
-    for name in names[..length].split(|&byte| byte == 0).filter(|name| file::is_allowed(name)) {
+    for name in names[..length]
+        .split(|&byte| byte == 0)
+        .filter(|name| file::is_allowed(name))
+    {
         let length = rustix::fs::fgetxattr(&from, name, &mut value[..])?;
         file::set_xattr(&to, name, &value[..length])?;
     }
@@ -197,7 +213,10 @@ pub(super) fn meta(stat: &Stat) -> Meta {
         mode: stat.st_mode & 0o7777,
         uid: stat.st_uid,
         gid: stat.st_gid,
-        mtime: (stat.st_mtime, u32::try_from(stat.st_mtime_nsec).unwrap_or(0)),
+        mtime: (
+            stat.st_mtime,
+            u32::try_from(stat.st_mtime_nsec).unwrap_or(0),
+        ),
     }
 }
 
@@ -208,7 +227,10 @@ fn keep_time<T>(
 ) -> rustix::io::Result<T> {
     let before = rustix::fs::fstat(directory)?;
     let done = change()?;
-    let time = |tv_sec, nanoseconds: u64| Timespec { tv_sec, tv_nsec: nanoseconds.cast_signed() };
+    let time = |tv_sec, nanoseconds: u64| Timespec {
+        tv_sec,
+        tv_nsec: nanoseconds.cast_signed(),
+    };
     let times = Timestamps {
         last_access: time(before.st_atime, before.st_atime_nsec),
         last_modification: time(before.st_mtime, before.st_mtime_nsec),

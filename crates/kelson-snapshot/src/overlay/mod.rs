@@ -52,7 +52,10 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Self { sync: true, limits: Limits::default() }
+        Self {
+            sync: true,
+            limits: Limits::default(),
+        }
     }
 }
 
@@ -116,7 +119,9 @@ impl Overlayfs {
 impl Inner {
     fn state(&self) -> MutexGuard<'_, State> {
         // No code panics while it has the lock; if it did, what it left is still consistent.
-        self.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+        self.state
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
     fn dir(&self, name: &str) -> PathBuf {
@@ -154,9 +159,13 @@ impl Inner {
         for dir in [LAYERS_DIR, STAGING_DIR, TRASH_DIR] {
             names.push(list(&self.dir(dir))?);
         }
-        let highest =
-            names.iter().flatten().filter_map(|name| u64::from_str_radix(name, 36).ok()).max();
-        self.next.store(highest.unwrap_or(0).saturating_add(1), Ordering::Relaxed);
+        let highest = names
+            .iter()
+            .flatten()
+            .filter_map(|name| u64::from_str_radix(name, 36).ok())
+            .max();
+        self.next
+            .store(highest.unwrap_or(0).saturating_add(1), Ordering::Relaxed);
 
         for name in &names[1] {
             self.discard(&self.dir(STAGING_DIR).join(name))?;
@@ -173,7 +182,11 @@ impl Inner {
                     state.containers.insert(id, Container { chain });
                 }
                 Found::Unknown(version) => {
-                    tracing::warn!(container = id, version, "record of a newer version; left alone");
+                    tracing::warn!(
+                        container = id,
+                        version,
+                        "record of a newer version; left alone"
+                    );
                 }
                 Found::Nothing => self.discard(&dir)?,
             }
@@ -187,7 +200,11 @@ impl Inner {
         let record = match records::read::<LayerRecord>(&dir.join("layer.json")) {
             Found::Record(record) if dir.join("fs").is_dir() => record,
             Found::Unknown(version) => {
-                tracing::warn!(layer = name, version, "record of a newer version; left alone");
+                tracing::warn!(
+                    layer = name,
+                    version,
+                    "record of a newer version; left alone"
+                );
                 return Ok(());
             }
             Found::Record(_) | Found::Nothing => {
@@ -198,7 +215,10 @@ impl Inner {
         let chain = record.chain;
         let right = chain == ChainId::new(record.parent.as_ref(), &record.diff);
         if !right || state.layers.contains_key(&chain) {
-            tracing::warn!(layer = name, "layer is there twice or misnamed; it is dropped");
+            tracing::warn!(
+                layer = name,
+                "layer is there twice or misnamed; it is dropped"
+            );
             return self.discard(&dir);
         }
         state.layers.insert(chain, Layer { name, record });
@@ -209,15 +229,28 @@ impl Inner {
     fn drop_orphans(&self, state: &mut State) -> Result<(), SnapshotError> {
         loop {
             let lost = |layer: &Layer| {
-                layer.record.parent.is_some_and(|parent| !state.layers.contains_key(&parent))
+                layer
+                    .record
+                    .parent
+                    .is_some_and(|parent| !state.layers.contains_key(&parent))
             };
-            let orphans: Vec<_> =
-                state.layers.iter().filter(|(_, layer)| lost(layer)).map(|(id, _)| *id).collect();
+            let orphans: Vec<_> = state
+                .layers
+                .iter()
+                .filter(|(_, layer)| lost(layer))
+                .map(|(id, _)| *id)
+                .collect();
             if orphans.is_empty() {
                 return Ok(());
             }
-            for layer in orphans.iter().filter_map(|chain| state.layers.remove(chain)) {
-                tracing::warn!(layer = layer.name, "layer has lost its parent; it is dropped");
+            for layer in orphans
+                .iter()
+                .filter_map(|chain| state.layers.remove(chain))
+            {
+                tracing::warn!(
+                    layer = layer.name,
+                    "layer has lost its parent; it is dropped"
+                );
                 self.discard(&self.dir(LAYERS_DIR).join(&layer.name))?;
             }
         }
@@ -237,7 +270,11 @@ impl Inner {
     fn rootfs(&self, id: &str, chain: Option<&ChainId>) -> Result<Rootfs, SnapshotError> {
         let lower = self.lower(chain)?;
         let dir = self.dir(CONTAINERS_DIR).join(id);
-        Ok(Rootfs { lower, upper: dir.join("upper"), work: dir.join("work") })
+        Ok(Rootfs {
+            lower,
+            upper: dir.join("upper"),
+            work: dir.join("work"),
+        })
     }
 
     /// Makes a container's directories and moves them to their place.
@@ -250,7 +287,12 @@ impl Inner {
             rustix::fs::mkdir(dir.join("work"), Mode::RWXU)?;
             rustix::fs::mkdir(dir.join("upper"), Mode::RWXU)?;
             file::describe(tree::open_dir(&dir.join("upper"))?, &graft::meta(&like))?;
-            records::write(&dir.join("chain.json"), &ContainerRecord { chain: chain.copied() })
+            records::write(
+                &dir.join("chain.json"),
+                &ContainerRecord {
+                    chain: chain.copied(),
+                },
+            )
         };
         make().map_err(on("prepare", dir))?;
         let to = self.dir(CONTAINERS_DIR).join(id);
@@ -314,9 +356,10 @@ impl Snapshotter for Overlayfs {
             return Ok(chain);
         }
         let _held = match parent {
-            Some(parent) => {
-                Some(self.guard(parent).ok_or(SnapshotError::UnknownLayer(*parent))?)
-            }
+            Some(parent) => Some(
+                self.guard(parent)
+                    .ok_or(SnapshotError::UnknownLayer(*parent))?,
+            ),
             None => None,
         };
         let (extracted, scratch) = staging.into_parts();
@@ -326,7 +369,11 @@ impl Snapshotter for Overlayfs {
                 let height = self.0.lower(Some(parent))?.len() as u64;
                 if height >= LAYERS {
                     let (path, what) = (scratch.path().into(), "layers of an image");
-                    return Err(SnapshotError::Limit { path, what, limit: LAYERS });
+                    return Err(SnapshotError::Limit {
+                        path,
+                        what,
+                        limit: LAYERS,
+                    });
                 }
                 Some(self.0.view(Some(parent))?)
             }
@@ -341,12 +388,21 @@ impl Snapshotter for Overlayfs {
             inodes: extracted.usage.inodes + copied.inodes,
         };
         let parent = parent.copied();
-        let record = LayerRecord { chain, diff, parent, usage, opaque_root };
-        self.seal(scratch.path(), &record).map_err(on("make durable", scratch.path()))?;
+        let record = LayerRecord {
+            chain,
+            diff,
+            parent,
+            usage,
+            opaque_root,
+        };
+        self.seal(scratch.path(), &record)
+            .map_err(on("make durable", scratch.path()))?;
 
         let name = self.0.name();
         let place = self.0.dir(LAYERS_DIR).join(&name);
-        scratch.keep(&place).map_err(on("move into place", &place))?;
+        scratch
+            .keep(&place)
+            .map_err(on("move into place", &place))?;
         if self.0.options.sync {
             let layers = self.0.dir(LAYERS_DIR);
             let sync = || rustix::fs::fsync(tree::open_dir(&layers)?);
@@ -379,7 +435,11 @@ impl Snapshotter for Overlayfs {
     }
 
     fn layer_usage(&self, chain: &ChainId) -> Option<Usage> {
-        self.0.state().layers.get(chain).map(|layer| layer.record.usage)
+        self.0
+            .state()
+            .layers
+            .get(chain)
+            .map(|layer| layer.record.usage)
     }
 
     fn prepare(&self, container: &str, chain: &[ChainId]) -> Result<Rootfs, SnapshotError> {
@@ -394,7 +454,9 @@ impl Snapshotter for Overlayfs {
                 return Err(SnapshotError::ContainerExists(container.into()));
             }
             // From here on the chain is in use.
-            state.containers.insert(container.into(), Container { chain });
+            state
+                .containers
+                .insert(container.into(), Container { chain });
         }
         let made = self.0.make_container(container, chain.as_ref());
         if made.is_err() {
@@ -426,17 +488,21 @@ impl Snapshotter for Overlayfs {
 
     fn disk_usage(&self) -> Usage {
         let state = self.0.state();
-        state.layers.values().fold(Usage::default(), |sum, layer| Usage {
-            bytes: sum.bytes + layer.record.usage.bytes,
-            inodes: sum.inodes + layer.record.usage.inodes,
-        })
+        state
+            .layers
+            .values()
+            .fold(Usage::default(), |sum, layer| Usage {
+                bytes: sum.bytes + layer.record.usage.bytes,
+                inodes: sum.inodes + layer.record.usage.inodes,
+            })
     }
 
     fn remove(&self, container: &str) -> Result<(), SnapshotError> {
         if !self.0.state().containers.contains_key(container) {
             return Ok(());
         }
-        self.0.discard(&self.0.dir(CONTAINERS_DIR).join(container))?;
+        self.0
+            .discard(&self.0.dir(CONTAINERS_DIR).join(container))?;
         self.0.state().containers.remove(container);
         Ok(())
     }
@@ -472,7 +538,10 @@ impl Snapshotter for Overlayfs {
 fn list(dir: &Path) -> Result<Vec<String>, SnapshotError> {
     let read = || fs::read_dir(dir)?.collect::<io::Result<Vec<_>>>();
     let entries = read().map_err(on("list", dir))?;
-    Ok(entries.into_iter().filter_map(|entry| entry.file_name().into_string().ok()).collect())
+    Ok(entries
+        .into_iter()
+        .filter_map(|entry| entry.file_name().into_string().ok())
+        .collect())
 }
 
 fn check_name(container: &str) -> Result<(), SnapshotError> {
@@ -480,5 +549,11 @@ fn check_name(container: &str) -> Result<(), SnapshotError> {
     let right = (1..=128).contains(&container.len())
         && !container.starts_with('.')
         && container.bytes().all(plain);
-    if right { Ok(()) } else { Err(SnapshotError::ContainerName(container.chars().take(64).collect())) }
+    if right {
+        Ok(())
+    } else {
+        Err(SnapshotError::ContainerName(
+            container.chars().take(64).collect(),
+        ))
+    }
 }

@@ -63,7 +63,10 @@ pub(super) fn write<T: Serialize>(path: &Path, record: &T) -> std::io::Result<()
 pub(super) fn read<T: DeserializeOwned>(path: &Path) -> Found<T> {
     let mut text = Vec::new();
     let file = File::open(path);
-    if file.and_then(|file| file.take(LONGEST).read_to_end(&mut text)).is_err() {
+    if file
+        .and_then(|file| file.take(LONGEST).read_to_end(&mut text))
+        .is_err()
+    {
         return Found::Nothing;
     }
     match serde_json::from_slice(&text) {

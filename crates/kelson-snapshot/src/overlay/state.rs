@@ -38,7 +38,10 @@ impl State {
         let mut lower = Vec::new();
         let mut next = Some(*top);
         while let Some(chain) = next {
-            let layer = self.layers.get(&chain).ok_or(SnapshotError::UnknownLayer(chain))?;
+            let layer = self
+                .layers
+                .get(&chain)
+                .ok_or(SnapshotError::UnknownLayer(chain))?;
             lower.push(layers.join(&layer.name).join("fs"));
             next = layer.record.parent.filter(|_| !layer.record.opaque_root);
         }
@@ -47,15 +50,23 @@ impl State {
 
     /// Who keeps a layer from being removed.
     pub(super) fn user(&self, chain: &ChainId) -> Option<String> {
-        let child = self.layers.values().find(|layer| layer.record.parent == Some(*chain));
+        let child = self
+            .layers
+            .values()
+            .find(|layer| layer.record.parent == Some(*chain));
         if let Some(child) = child {
             return Some(format!("layer {}", child.record.chain));
         }
-        let container = self.containers.iter().find(|(_, used)| used.chain == Some(*chain));
+        let container = self
+            .containers
+            .iter()
+            .find(|(_, used)| used.chain == Some(*chain));
         if let Some((container, _)) = container {
             return Some(format!("container {container}"));
         }
-        self.holds.contains_key(chain).then(|| "a pull or another operation under way".to_owned())
+        self.holds
+            .contains_key(chain)
+            .then(|| "a pull or another operation under way".to_owned())
     }
 
     pub(super) fn release(&mut self, chain: &ChainId) {

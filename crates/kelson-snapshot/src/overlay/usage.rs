@@ -30,7 +30,11 @@ pub(super) fn measure(root: &Path) -> std::result::Result<Usage, SnapshotError> 
     };
     let result: Result<()> = run();
     match walk.exceeded {
-        Some((what, limit)) => Err(SnapshotError::Limit { path: root.into(), what, limit }),
+        Some((what, limit)) => Err(SnapshotError::Limit {
+            path: root.into(),
+            what,
+            limit,
+        }),
         None => result.map(|()| walk.usage).map_err(on("measure", root)),
     }
 }

@@ -33,10 +33,15 @@ fn by_layers(lower: &[PathBuf]) -> Result<OwnedFd> {
 }
 
 /// The option has 256 bytes at most; by descriptors that is some 14 layers.
-fn by_list(lower: &[PathBuf]) -> Result<OwnedFd> {
-    let opened = lower.iter().map(|layer| tree::open_dir(layer)).collect::<Result<Vec<_>>>()?;
-    let paths: Vec<_> =
-        opened.iter().map(|fd| format!("/proc/self/fd/{}", fd.as_raw_fd())).collect();
+pub(super) fn by_list(lower: &[PathBuf]) -> Result<OwnedFd> {
+    let opened = lower
+        .iter()
+        .map(|layer| tree::open_dir(layer))
+        .collect::<Result<Vec<_>>>()?;
+    let paths: Vec<_> = opened
+        .iter()
+        .map(|fd| format!("/proc/self/fd/{}", fd.as_raw_fd()))
+        .collect();
     let overlay = Filesystem::open(c"overlay")?;
     overlay.set(c"lowerdir", &cstring(paths.join(":").as_bytes())?)?;
     finish(&overlay)

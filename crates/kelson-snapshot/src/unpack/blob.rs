@@ -40,18 +40,27 @@ impl<'a> Blob<'a> {
 
     fn receive(&mut self) -> Result<(), UnpackError> {
         let wanted = (self.expected.size - self.got).saturating_add(1);
-        let room = usize::try_from(wanted).unwrap_or(usize::MAX).min(BUFFER - self.end);
+        let room = usize::try_from(wanted)
+            .unwrap_or(usize::MAX)
+            .min(BUFFER - self.end);
         let count = loop {
             match self.inner.read(&mut self.buffer[self.end..self.end + room]) {
                 Err(source) if source.kind() == io::ErrorKind::Interrupted => {}
-                Err(source) => return Err(UnpackError::Read { got: self.got, source }),
+                Err(source) => {
+                    return Err(UnpackError::Read {
+                        got: self.got,
+                        source,
+                    });
+                }
                 Ok(count) => break count,
             }
         };
         self.got += count as u64;
         if self.got > self.expected.size {
             self.got = self.expected.size;
-            return Err(UnpackError::TooLong { expected: self.expected.size });
+            return Err(UnpackError::TooLong {
+                expected: self.expected.size,
+            });
         }
         self.hash.update(&self.buffer[self.end..self.end + count]);
         self.end += count;
@@ -94,12 +103,19 @@ impl<'a> Blob<'a> {
             }
         }
         if self.got < self.expected.size {
-            return Err(UnpackError::Truncated { got: self.got, expected: self.expected.size });
+            return Err(UnpackError::Truncated {
+                got: self.got,
+                expected: self.expected.size,
+            });
         }
         let got = Digest::from_bytes(self.hash.finalize_reset().into());
         let expected = self.expected.blob;
         if got != expected {
-            return Err(UnpackError::DigestMismatch { which: Which::Blob, expected, got });
+            return Err(UnpackError::DigestMismatch {
+                which: Which::Blob,
+                expected,
+                got,
+            });
         }
         Ok(())
     }

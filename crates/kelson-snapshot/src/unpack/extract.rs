@@ -33,12 +33,18 @@ pub(crate) struct Extracted {
 /// Writes all entries into `root`, an empty directory into which nobody else writes.
 pub(super) fn extract(archive: &mut Archive, root: OwnedFd) -> Result<Extracted, UnpackError> {
     let layer = Layer::new(root);
-    let mut extractor = Extractor { layer, done: Extracted::default(), remembered: 0 };
+    let mut extractor = Extractor {
+        layer,
+        done: Extracted::default(),
+        remembered: 0,
+    };
     while let Some(entry) = archive.next()? {
         extractor.entry(archive, &entry)?;
     }
     archive.drain();
-    let Extractor { layer, mut done, .. } = extractor;
+    let Extractor {
+        layer, mut done, ..
+    } = extractor;
     done.usage.inodes += layer.directories();
     done.usage.bytes += layer.directories() * PAGE;
     done.opaque_root = layer.opaque_root;
@@ -62,7 +68,11 @@ impl Extractor {
                 self.layer.hide(&directory)
             }
             Target::Whiteout { parent, name } => {
-                let parent = self.layer.directory(&parent)?;
+                // A file in place of the directory hides what was in it; umoci writes whiteouts
+                // below it nevertheless.
+                let Some(parent) = self.layer.unless_blocked(&parent)? else {
+                    return Ok(());
+                };
                 self.done.usage.inodes += 1;
                 self.layer.white_out(&parent, &name)
             }
@@ -101,10 +111,11 @@ impl Extractor {
                 if target.len() >= INLINE {
                     self.done.usage.bytes += PAGE;
                 }
-                self.layer.place("make symbolic link", parent, name, |dir, name| {
-                    rustix::fs::symlinkat(target, dir, name)?;
-                    file::describe_at(dir, name, &entry.meta, true)
-                })?;
+                self.layer
+                    .place("make symbolic link", parent, name, |dir, name| {
+                        rustix::fs::symlinkat(target, dir, name)?;
+                        file::describe_at(dir, name, &entry.meta, true)
+                    })?;
             }
             Kind::CharDevice => self.node(entry, parent, name, FileType::CharacterDevice)?,
             Kind::BlockDevice => self.node(entry, parent, name, FileType::BlockDevice)?,
@@ -154,10 +165,11 @@ impl Extractor {
         kind: FileType,
     ) -> Result<(), UnpackError> {
         let device = rustix::fs::makedev(entry.device.0, entry.device.1);
-        self.layer.place("make device or fifo", parent, name, |dir, name| {
-            rustix::fs::mknodat(dir, name, kind, Mode::empty(), device)?;
-            file::describe_at(dir, name, &entry.meta, false)
-        })
+        self.layer
+            .place("make device or fifo", parent, name, |dir, name| {
+                rustix::fs::mknodat(dir, name, kind, Mode::empty(), device)?;
+                file::describe_at(dir, name, &entry.meta, false)
+            })
     }
 
     fn hard_link(
@@ -169,7 +181,11 @@ impl Extractor {
     ) -> Result<(), UnpackError> {
         let path = parent.join(name);
         let Some((from, target)) = self.layer.find(&entry.link)? else {
-            let Target::Entry { parent: from, name: target } = Target::parse(&entry.link)? else {
+            let Target::Entry {
+                parent: from,
+                name: target,
+            } = Target::parse(&entry.link)?
+            else {
                 return Err(archive.malformed("hard link to something that is no file"));
             };
             let target = join(&from, &target);
@@ -189,7 +205,10 @@ impl Extractor {
             Err(UnpackError::Io { source, .. })
                 if Errno::from_io_error(&source) == Some(Errno::PERM) =>
             {
-                Err(archive.malformed(format!("hard link to the directory {:?}", shown(&entry.link))))
+                Err(archive.malformed(format!(
+                    "hard link to the directory {:?}",
+                    shown(&entry.link)
+                )))
             }
             result => result,
         }

@@ -24,7 +24,12 @@ use crate::{UnpackError, file};
 /// Open directories kept for the entries to come.
 const OPEN: usize = 128;
 /// Owner and mode of a directory that nobody describes.
-pub(crate) const PLAIN: Meta = Meta { mode: 0o755, uid: 0, gid: 0, mtime: (0, 0) };
+pub(crate) const PLAIN: Meta = Meta {
+    mode: 0o755,
+    uid: 0,
+    gid: 0,
+    mtime: (0, 0),
+};
 
 /// An open directory of the layer.
 pub(super) struct Directory {
@@ -39,6 +44,9 @@ impl Directory {
         join(&self.path, name)
     }
 }
+
+/// A file of the layer: its directory and its name there.
+pub(super) type Found = (Rc<Directory>, Vec<u8>);
 
 /// A layer being written.
 pub(super) struct Layer {
@@ -56,7 +64,10 @@ impl Layer {
     /// Starts in `root`, which is empty.
     pub(super) fn new(root: OwnedFd) -> Self {
         Self {
-            root: Rc::new(Directory { path: Vec::new(), fd: root }),
+            root: Rc::new(Directory {
+                path: Vec::new(),
+                fd: root,
+            }),
             open: HashMap::new(),
             known: BTreeMap::from([(Vec::new(), None)]),
             remembered: 0,
@@ -75,13 +86,24 @@ impl Layer {
         self.walk(path, true)?.ok_or_else(|| not_a_directory(path))
     }
 
+    /// As `directory`; nothing if something that is no directory stands in the way.
+    pub(super) fn unless_blocked(
+        &mut self,
+        path: &[u8],
+    ) -> Result<Option<Rc<Directory>>, UnpackError> {
+        self.walk(path, true)
+    }
+
     /// Opens the directory `path` if it is there.
     pub(super) fn existing(&mut self, path: &[u8]) -> Result<Option<Rc<Directory>>, UnpackError> {
         self.walk(path, false)
     }
 
     fn walk(&mut self, path: &[u8], make: bool) -> Result<Option<Rc<Directory>>, UnpackError> {
-        let mut ahead: Vec<Vec<u8>> = path.split(|&byte| byte == b'/').map(<[u8]>::to_vec).collect();
+        let mut ahead: Vec<Vec<u8>> = path
+            .split(|&byte| byte == b'/')
+            .map(<[u8]>::to_vec)
+            .collect();
         ahead.reverse();
         let mut here = self.root.clone();
         let mut followed = 0;
@@ -145,7 +167,10 @@ impl Layer {
         if self.open.len() >= OPEN {
             self.open.clear();
         }
-        let directory = Rc::new(Directory { path: path.clone(), fd });
+        let directory = Rc::new(Directory {
+            path: path.clone(),
+            fd,
+        });
         self.open.insert(path, directory.clone());
         Ok(directory)
     }
@@ -244,7 +269,11 @@ impl Layer {
         if self.known.remove(&path).is_some() {
             let below = |path: &[u8], end: u8| [path, &[end]].concat();
             let (first, last) = (below(&path, b'/'), below(&path, b'/' + 1));
-            let gone: Vec<_> = self.known.range(first..last).map(|(path, _)| path.clone()).collect();
+            let gone: Vec<_> = self
+                .known
+                .range(first..last)
+                .map(|(path, _)| path.clone())
+                .collect();
             for path in gone {
                 self.known.remove(&path);
             }
@@ -256,10 +285,7 @@ impl Layer {
 
     /// The file that `target`, the link target of a hard link, names: its directory and its name.
     /// `None` if this layer does not have it.
-    pub(super) fn find(
-        &mut self,
-        target: &[u8],
-    ) -> Result<Option<(Rc<Directory>, Vec<u8>)>, UnpackError> {
+    pub(super) fn find(&mut self, target: &[u8]) -> Result<Option<Found>, UnpackError> {
         let components = components(target)?;
         let Some((name, parents)) = components.split_last() else {
             return Ok(None);
@@ -284,8 +310,8 @@ impl Layer {
     pub(super) fn finish(self) -> Result<Vec<Vec<u8>>, UnpackError> {
         let mut undescribed = Vec::new();
         for (path, meta) in self.known.into_iter().rev() {
-            let fd = tree::open_dir_below(&self.root.fd, &path)
-                .map_err(at("open directory", &path))?;
+            let fd =
+                tree::open_dir_below(&self.root.fd, &path).map_err(at("open directory", &path))?;
             file::describe(&fd, &meta.unwrap_or(PLAIN)).map_err(at("describe", &path))?;
             if meta.is_none() {
                 undescribed.push(path);
@@ -297,7 +323,11 @@ impl Layer {
 
 /// The path of `name` in the directory `parent`.
 pub(super) fn join(parent: &[u8], name: &[u8]) -> Vec<u8> {
-    if parent.is_empty() { name.to_vec() } else { [parent, b"/", name].concat() }
+    if parent.is_empty() {
+        name.to_vec()
+    } else {
+        [parent, b"/", name].concat()
+    }
 }
 
 fn not_a_directory(path: &[u8]) -> UnpackError {

@@ -25,8 +25,8 @@ use sha2::{Digest as _, Sha256};
 
 use self::blob::{Blob, Decoder};
 pub(crate) use self::extract::Extracted;
-pub(crate) use self::tar::Meta;
 use self::stream::{BUFFER, BUFFERS, Buffer, Stream};
+pub(crate) use self::tar::Meta;
 use crate::limits::Bound;
 use crate::{Digest, Expected, Limits, UnpackError, Which};
 
@@ -43,7 +43,10 @@ pub(crate) fn unpack(
     let (to_extract, extracting) = channel();
     let (give_back, empty) = channel();
     for _ in 0..BUFFERS {
-        let buffer = Buffer { data: vec![0; BUFFER].into_boxed_slice(), len: 0 };
+        let buffer = Buffer {
+            data: vec![0; BUFFER].into_boxed_slice(),
+            len: 0,
+        };
         // The other end is in this function.
         let _ = give_back.send(buffer);
     }
@@ -69,7 +72,11 @@ pub(crate) fn unpack(
             let expected = *expected.diff_id.digest();
             if digest != expected {
                 let which = Which::Uncompressed;
-                return Err(UnpackError::DigestMismatch { which, expected, got: digest });
+                return Err(UnpackError::DigestMismatch {
+                    which,
+                    expected,
+                    got: digest,
+                });
             }
             Ok(extracted)
         }
@@ -77,7 +84,9 @@ pub(crate) fn unpack(
 }
 
 fn join<T>(thread: thread::ScopedJoinHandle<'_, T>) -> T {
-    thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    thread
+        .join()
+        .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
 
 /// Fills buffers until the blob ends or the extractor has gone away.

@@ -52,8 +52,14 @@ impl Target {
         }
         match name.strip_prefix(WHITEOUT) {
             Some(b"" | b"." | b"..") => Err(refused("whiteout names nothing")),
-            Some(name) => Ok(Self::Whiteout { parent: parent(), name: name.to_vec() }),
-            None => Ok(Self::Entry { parent: parent(), name: name.to_vec() }),
+            Some(name) => Ok(Self::Whiteout {
+                parent: parent(),
+                name: name.to_vec(),
+            }),
+            None => Ok(Self::Entry {
+                parent: parent(),
+                name: name.to_vec(),
+            }),
         }
     }
 }
@@ -81,16 +87,27 @@ mod tests {
     use super::*;
 
     fn entry(parent: &str, name: &str) -> Target {
-        Target::Entry { parent: parent.into(), name: name.into() }
+        Target::Entry {
+            parent: parent.into(),
+            name: name.into(),
+        }
     }
 
     #[test]
     fn plain_names() {
         for raw in ["", "/", "./", ".", "//./"] {
-            assert_eq!(Target::parse(raw.as_bytes()).unwrap(), Target::Root, "{raw}");
+            assert_eq!(
+                Target::parse(raw.as_bytes()).unwrap(),
+                Target::Root,
+                "{raw}"
+            );
         }
         for raw in ["a/b", "/a/b", "./a/b/", "a//b", "///a/./b"] {
-            assert_eq!(Target::parse(raw.as_bytes()).unwrap(), entry("a", "b"), "{raw}");
+            assert_eq!(
+                Target::parse(raw.as_bytes()).unwrap(),
+                entry("a", "b"),
+                "{raw}"
+            );
         }
         assert_eq!(Target::parse(b"a").unwrap(), entry("", "a"));
         assert_eq!(Target::parse(b"..a/b..").unwrap(), entry("..a", "b.."));
@@ -106,16 +123,44 @@ mod tests {
 
     #[test]
     fn whiteouts() {
-        let whiteout = Target::Whiteout { parent: b"a".to_vec(), name: b"b".to_vec() };
+        let whiteout = Target::Whiteout {
+            parent: b"a".to_vec(),
+            name: b"b".to_vec(),
+        };
         assert_eq!(Target::parse(b"a/.wh.b").unwrap(), whiteout);
-        assert_eq!(Target::parse(b"./.wh..wh..opq").unwrap(), Target::Opaque(vec![]));
-        assert_eq!(Target::parse(b"a/b/.wh..wh..opq").unwrap(), Target::Opaque(b"a/b".to_vec()));
-        for raw in [".wh..wh.plnk/1.2", ".wh..wh.aufs", "a/.wh..wh.orph", ".wh..wh.plnk/.wh.a"] {
-            assert_eq!(Target::parse(raw.as_bytes()).unwrap(), Target::Nothing, "{raw}");
+        assert_eq!(
+            Target::parse(b"./.wh..wh..opq").unwrap(),
+            Target::Opaque(vec![])
+        );
+        assert_eq!(
+            Target::parse(b"a/b/.wh..wh..opq").unwrap(),
+            Target::Opaque(b"a/b".to_vec())
+        );
+        for raw in [
+            ".wh..wh.plnk/1.2",
+            ".wh..wh.aufs",
+            "a/.wh..wh.orph",
+            ".wh..wh.plnk/.wh.a",
+        ] {
+            assert_eq!(
+                Target::parse(raw.as_bytes()).unwrap(),
+                Target::Nothing,
+                "{raw}"
+            );
         }
-        for raw in [".wh.", "a/.wh.", ".wh..", ".wh...", ".wh.a/b", "a/.wh.b/.wh..wh..opq"] {
+        for raw in [
+            ".wh.",
+            "a/.wh.",
+            ".wh..",
+            ".wh...",
+            ".wh.a/b",
+            "a/.wh.b/.wh..wh..opq",
+        ] {
             let result = Target::parse(raw.as_bytes());
-            assert!(matches!(result, Err(UnpackError::Format { .. })), "{raw} {result:?}");
+            assert!(
+                matches!(result, Err(UnpackError::Format { .. })),
+                "{raw} {result:?}"
+            );
         }
     }
 

@@ -28,12 +28,22 @@ pub(super) struct Stream {
 
 impl Stream {
     pub(super) fn new(full: Receiver<Buffer>, empty: Sender<Buffer>) -> Self {
-        Self { full, empty, current: None, position: 0, offset: 0 }
+        Self {
+            full,
+            empty,
+            current: None,
+            position: 0,
+            offset: 0,
+        }
     }
 
     /// The next bytes, at most `max`; empty at the end of the stream only.
     pub(super) fn chunk(&mut self, max: u64) -> &[u8] {
-        while self.current.as_ref().is_none_or(|buffer| self.position == buffer.len) {
+        while self
+            .current
+            .as_ref()
+            .is_none_or(|buffer| self.position == buffer.len)
+        {
             if let Some(buffer) = self.current.take() {
                 // The decompressor may be done and gone.
                 let _ = self.empty.send(buffer);
@@ -44,7 +54,9 @@ impl Stream {
                 Err(_) => return &[],
             }
         }
-        let Some(buffer) = &self.current else { return &[] };
+        let Some(buffer) = &self.current else {
+            return &[];
+        };
         let rest = &buffer.data[self.position..buffer.len];
         &rest[..rest.len().min(usize::try_from(max).unwrap_or(usize::MAX))]
     }
@@ -84,7 +96,11 @@ impl Stream {
 
     /// An error about the bytes at the current position.
     pub(super) fn malformed(&self, reason: impl Into<String>) -> UnpackError {
-        UnpackError::Format { offset: self.offset, reason: reason.into(), source: None }
+        UnpackError::Format {
+            offset: self.offset,
+            reason: reason.into(),
+            source: None,
+        }
     }
 
     #[cfg(test)]
@@ -92,7 +108,11 @@ impl Stream {
         let (send, full) = std::sync::mpsc::channel();
         let (empty, _) = std::sync::mpsc::channel();
         for piece in data.chunks(piece) {
-            send.send(Buffer { data: piece.into(), len: piece.len() }).unwrap();
+            send.send(Buffer {
+                data: piece.into(),
+                len: piece.len(),
+            })
+            .unwrap();
         }
         Self::new(full, empty)
     }

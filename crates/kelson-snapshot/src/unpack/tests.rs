@@ -39,7 +39,12 @@ impl Place {
         expected: &Expected,
         limits: &Limits,
     ) -> Result<Extracted, UnpackError> {
-        unpack(&mut blob, expected, limits, tree::open_dir(&self.root()).unwrap())
+        unpack(
+            &mut blob,
+            expected,
+            limits,
+            tree::open_dir(&self.root()).unwrap(),
+        )
     }
 
     fn tar(&self, tar: &[u8]) -> Result<Extracted, UnpackError> {
@@ -47,8 +52,10 @@ impl Place {
     }
 
     fn outside(&self) -> Vec<PathBuf> {
-        let mut names: Vec<_> =
-            fs::read_dir(self.dir.path()).unwrap().map(|entry| entry.unwrap().path()).collect();
+        let mut names: Vec<_> = fs::read_dir(self.dir.path())
+            .unwrap()
+            .map(|entry| entry.unwrap().path())
+            .collect();
         names.sort();
         names
     }
@@ -56,7 +63,10 @@ impl Place {
     fn assert_sentinel(&self) {
         let base = self.dir.path();
         assert_eq!(self.outside(), [base.join("root"), base.join("sentinel")]);
-        assert_eq!(fs::read_to_string(base.join("sentinel/file")).unwrap(), "untouched");
+        assert_eq!(
+            fs::read_to_string(base.join("sentinel/file")).unwrap(),
+            "untouched"
+        );
         assert_eq!(fs::read_dir(base.join("sentinel")).unwrap().count(), 1);
         let meta = fs::metadata(base.join("sentinel")).unwrap();
         assert_eq!(meta.mode() & 0o7777, 0o755 & !umask());
@@ -111,11 +121,22 @@ fn all_kinds_of_entries() {
     let (place, extracted) = ok(Tar::new()
         .entry(Header::new(b'5', b"./", 0).mode(0o1777), b"")
         .entry(Header::new(b'5', b"./d/", 0).mode(0o2750).owner(7, 8), b"")
-        .entry(Header::new(b'0', b"d/suid", 3).mode(0o4755).owner(1000, 1001), b"abc")
+        .entry(
+            Header::new(b'0', b"d/suid", 3)
+                .mode(0o4755)
+                .owner(1000, 1001),
+            b"abc",
+        )
         .hard_link("d/same", "./d/suid")
         .symlink("link", "../../nowhere")
         .entry(Header::new(b'3', b"null", 0).mode(0o666).device(1, 3), b"")
-        .entry(Header::new(b'4', b"disk", 0).mode(0o660).owner(0, 6).device(8, 0), b"")
+        .entry(
+            Header::new(b'4', b"disk", 0)
+                .mode(0o660)
+                .owner(0, 6)
+                .device(8, 0),
+            b"",
+        )
         .entry(Header::new(b'6', b"pipe", 0).mode(0o622), b"")
         .file("/absolute", b"x"));
     let time = "1000000000.0";
@@ -123,7 +144,7 @@ fn all_kinds_of_entries() {
         " 1777 0:0 {time}\n\
          absolute 644 0:0 {time} 1 {}\n\
          d 2750 7:8 {time}\n\
-         d/same 4755 1000:1001 {time} =d/same 3 {abc}\n\
+         d/same 4755 1000:1001 {time} 3 {abc}\n\
          d/suid 4755 1000:1001 {time} =d/same 3 {abc}\n\
          disk 660 0:6 {time} b 8:0\n\
          link 777 0:0 {time} -> ../../nowhere\n\
@@ -142,21 +163,41 @@ fn long_names_and_times() {
     let long = format!("{}/{}", "d".repeat(150), "f".repeat(200));
     let gnu = format!("gnu/{}", "n".repeat(250));
     let (place, _) = ok(Tar::new()
-        .pax(&[("path", long.as_bytes()), ("mtime", b"-1.25"), ("uid", b"0"), ("comment", b"hi")])
+        .pax(&[
+            ("path", long.as_bytes()),
+            ("mtime", b"-1.25"),
+            ("uid", b"0"),
+            ("comment", b"hi"),
+        ])
         .file("short", b"pax")
         .gnu_long(b'L', gnu.as_bytes())
         .gnu_long(b'K', "t".repeat(300).as_bytes())
         .symlink("short", "short")
         .entry(
-            Header::new(b'0', b"name", 1).bytes(345, b"some/prefix").bytes(136, b"\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xfe"),
+            Header::new(b'0', b"name", 1)
+                .bytes(345, b"some/prefix")
+                .bytes(136, b"\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xfe"),
             b"u",
         )
-        .entry(Header::new(b'0', b"go", 1).bytes(257, b"ustar  \0").bytes(345, b"old/prefix"), b"g"));
+        .entry(
+            Header::new(b'0', b"go", 1)
+                .bytes(257, b"ustar  \0")
+                .bytes(345, b"old/prefix"),
+            b"g",
+        ));
     assert_eq!(read(&place.path(&long)), "pax");
     let meta = fs::metadata(place.path(&long)).unwrap();
     assert_eq!((meta.mtime(), meta.mtime_nsec()), (-2, 750_000_000));
-    assert_eq!(fs::read_link(place.path(&gnu)).unwrap().as_os_str().len(), 300);
-    assert_eq!(fs::metadata(place.path("some/prefix/name")).unwrap().mtime(), -2);
+    assert_eq!(
+        fs::read_link(place.path(&gnu)).unwrap().as_os_str().len(),
+        300
+    );
+    assert_eq!(
+        fs::metadata(place.path("some/prefix/name"))
+            .unwrap()
+            .mtime(),
+        -2
+    );
     assert_eq!(read(&place.path("old/prefix/go")), "g");
 }
 
@@ -196,7 +237,9 @@ fn gzip_members_zstd_frames_and_plain() {
         skippable,
     ] {
         let place = Place::new();
-        place.blob(&blob, &expected(&blob, &tar), &Limits::default()).unwrap();
+        place
+            .blob(&blob, &expected(&blob, &tar), &Limits::default())
+            .unwrap();
         assert_eq!(read(&place.path("a")).len(), 700_000);
         assert_eq!(read(&place.path("b")), "2");
     }
@@ -212,9 +255,8 @@ fn damaged_blobs() {
     let blob = gzip(&tar);
     let right = expected(&blob, &tar);
     let limits = Limits::default();
-    let run = |blob: &[u8], expected: &Expected| {
-        Place::new().blob(blob, expected, &limits).unwrap_err()
-    };
+    let run =
+        |blob: &[u8], expected: &Expected| Place::new().blob(blob, expected, &limits).unwrap_err();
 
     for cut in [0, 1, 3, 10, blob.len() / 2, blob.len() - 1] {
         let error = run(&blob[..cut], &right);
@@ -229,19 +271,41 @@ fn damaged_blobs() {
 
     let mut flipped = blob.clone();
     flipped[40] ^= 1;
-    let is_blob = |error| {
-        matches!(error, UnpackError::DigestMismatch { which: Which::Blob, expected, .. } if expected == right.blob)
-    };
+    let is_blob = |error| matches!(error, UnpackError::DigestMismatch { which: Which::Blob, expected, .. } if expected == right.blob);
     assert!(is_blob(run(&flipped, &right)));
-    assert!(is_blob(run(&gzip(&tar[..512])[..], &Expected { size: gzip(&tar[..512]).len() as u64, ..right })));
+    assert!(is_blob(run(
+        &gzip(&tar[..512])[..],
+        &Expected {
+            size: gzip(&tar[..512]).len() as u64,
+            ..right
+        }
+    )));
 
-    let other = Expected { diff_id: Digest::of(b"other").into(), ..right };
+    let other = Expected {
+        diff_id: Digest::of(b"other").into(),
+        ..right
+    };
     let error = run(&blob, &other);
-    assert!(matches!(error, UnpackError::DigestMismatch { which: Which::Uncompressed, .. }));
+    assert!(matches!(
+        error,
+        UnpackError::DigestMismatch {
+            which: Which::Uncompressed,
+            ..
+        }
+    ));
 
     // The right digest of bytes that are no gzip stream.
     let error = run(&flipped, &expected(&flipped, &tar));
-    assert!(matches!(error, UnpackError::Format { source: Some(_), .. }), "{error:?}");
+    assert!(
+        matches!(
+            error,
+            UnpackError::Format {
+                source: Some(_),
+                ..
+            }
+        ),
+        "{error:?}"
+    );
 }
 
 #[test]
@@ -258,16 +322,37 @@ fn a_reader_that_fails() {
     let root = tree::open_dir(&place.root()).unwrap();
     let mut reader = std::io::Read::chain(half, Broken);
     let error = unpack(&mut reader, &expected(&tar, b""), &Limits::default(), root).unwrap_err();
-    assert!(matches!(error, UnpackError::Read { got: 20, .. }), "{error:?}");
+    assert!(
+        matches!(error, UnpackError::Read { got: 20, .. }),
+        "{error:?}"
+    );
 }
 
 #[test]
 fn names_that_lead_out_are_refused() {
-    for name in ["../sentinel/file", "a/../../sentinel/x", "..", "/../x", "a/.."] {
-        assert!(matches!(fails(Tar::new().file(name, b"x")), UnpackError::Escape { .. }), "{name}");
+    for name in [
+        "../sentinel/file",
+        "a/../../sentinel/x",
+        "..",
+        "/../x",
+        "a/..",
+    ] {
+        assert!(
+            matches!(
+                fails(Tar::new().file(name, b"x")),
+                UnpackError::Escape { .. }
+            ),
+            "{name}"
+        );
     }
-    assert!(matches!(fails(Tar::new().dir("../d")), UnpackError::Escape { .. }));
-    assert!(matches!(fails(Tar::new().symlink("../l", "x")), UnpackError::Escape { .. }));
+    assert!(matches!(
+        fails(Tar::new().dir("../d")),
+        UnpackError::Escape { .. }
+    ));
+    assert!(matches!(
+        fails(Tar::new().symlink("../l", "x")),
+        UnpackError::Escape { .. }
+    ));
     let link = Tar::new().hard_link("stolen", "../sentinel/file");
     assert!(matches!(fails(link), UnpackError::Escape { .. }));
     let pax = Tar::new().pax(&[("path", b"../../x")]).file("x", b"");
@@ -276,18 +361,31 @@ fn names_that_lead_out_are_refused() {
 
 #[test]
 fn links_on_the_way_stay_inside() {
-    let out = Tar::new().symlink("out", "../sentinel").file("out/file", b"overwritten");
+    let out = Tar::new()
+        .symlink("out", "../sentinel")
+        .file("out/file", b"overwritten");
     assert!(matches!(fails(out), UnpackError::Escape { .. }));
-    let chain = Tar::new().dir("a").symlink("a/b", "..").symlink("c", "a/b/../sentinel");
-    assert!(matches!(fails(chain.file("c/file", b"x")), UnpackError::Escape { .. }));
+    let chain = Tar::new()
+        .dir("a")
+        .symlink("a/b", "..")
+        .symlink("c", "a/b/../sentinel");
+    assert!(matches!(
+        fails(chain.file("c/file", b"x")),
+        UnpackError::Escape { .. }
+    ));
     assert_limit(
-        Tar::new().symlink("x", "y").symlink("y", "x").file("x/f", b""),
+        Tar::new()
+            .symlink("x", "y")
+            .symlink("y", "x")
+            .file("x/f", b""),
         "symbolic links in a path",
     );
 
     let place = Place::new();
     let absolute = place.dir.path().join("sentinel");
-    let tar = Tar::new().symlink("abs", absolute.to_str().unwrap()).file("abs/file", b"inside");
+    let tar = Tar::new()
+        .symlink("abs", absolute.to_str().unwrap())
+        .file("abs/file", b"inside");
     place.tar(&tar.end()).unwrap();
     place.assert_sentinel();
     let inside = place.path(absolute.strip_prefix("/").unwrap().to_str().unwrap());
@@ -301,12 +399,19 @@ fn links_on_the_way_stay_inside() {
         .dir("usr/lib/sub")
         .symlink("usr/up", "lib/sub/../..")
         .file("usr/up/c", b"3"));
-    assert!(fs::symlink_metadata(place.path("lib")).unwrap().is_symlink());
+    assert!(
+        fs::symlink_metadata(place.path("lib"))
+            .unwrap()
+            .is_symlink()
+    );
     assert_eq!(read(&place.path("usr/lib/a")), "1");
     assert_eq!(read(&place.path("run/b")), "2");
     assert_eq!(read(&place.path("usr/c")), "3");
-    let undescribed: Vec<_> =
-        extracted.undescribed.iter().map(|path| String::from_utf8_lossy(path)).collect();
+    let undescribed: Vec<_> = extracted
+        .undescribed
+        .iter()
+        .map(|path| String::from_utf8_lossy(path))
+        .collect();
     assert_eq!(undescribed, ["var", "usr/lib", "usr", "run", ""]);
 }
 
@@ -327,9 +432,13 @@ fn a_link_is_never_written_through() {
     place.assert_sentinel();
     assert_eq!(read(&place.path("f")), "new");
     assert!(fs::symlink_metadata(place.path("d")).unwrap().is_dir());
-    let opaque = Tar::new().symlink("o", "../sentinel").file("o/.wh..wh..opq", b"");
+    let opaque = Tar::new()
+        .symlink("o", "../sentinel")
+        .file("o/.wh..wh..opq", b"");
     assert!(matches!(fails(opaque), UnpackError::Escape { .. }));
-    let root = Tar::new().symlink("x", "/").hard_link("y", "x/../../sentinel/file");
+    let root = Tar::new()
+        .symlink("x", "/")
+        .hard_link("y", "x/../../sentinel/file");
     assert!(matches!(fails(root), UnpackError::Escape { .. }));
 }
 
@@ -358,7 +467,10 @@ fn the_last_entry_of_a_name_counts() {
     assert_eq!(read(&place.path("g/kept")), "kept");
     assert_eq!(read(&place.path("g/via")), "link");
     assert_eq!(fs::metadata(place.path("g")).unwrap().mode() & 0o777, 0o711);
-    assert_eq!((read(&place.path("h")), read(&place.path("i"))), ("1".into(), "2".into()));
+    assert_eq!(
+        (read(&place.path("h")), read(&place.path("i"))),
+        ("1".into(), "2".into())
+    );
 }
 
 #[test]
@@ -382,6 +494,8 @@ fn whiteouts() {
         .dir("opaque")
         .file("opaque/.wh..wh..opq", b"")
         .file("implicit/.wh..wh..opq", b"")
+        .file("blocked", b"x")
+        .file("blocked/.wh.in", b"")
         .file(".wh..wh.plnk/12.34", b"x")
         .file(".wh..wh.aufs", b"x"));
     let listing = listing(&place.root());
@@ -389,15 +503,33 @@ fn whiteouts() {
         .lines()
         .map(|line| {
             let name = line.split(' ').next().unwrap();
-            let mark = if line.ends_with(" w") { " w" } else if line.ends_with("opaque") { " o" } else { "" };
+            let mark = if line.ends_with(" w") {
+                " w"
+            } else if line.ends_with("opaque") {
+                " o"
+            } else {
+                ""
+            };
             format!("{name}{mark}")
         })
         .collect();
     assert_eq!(
         lines,
         [
-            "", "again o", "both o", "both/kept", "dir", "dir/gone w", "file", "file2", "gone w",
-            "implicit o", "opaque o", "parent o", "parent/in"
+            "",
+            "again o",
+            "blocked",
+            "both o",
+            "both/kept",
+            "dir",
+            "dir/gone w",
+            "file",
+            "file2",
+            "gone w",
+            "implicit o",
+            "opaque o",
+            "parent o",
+            "parent/in"
         ]
     );
     assert!(!extracted.opaque_root);
@@ -421,11 +553,25 @@ fn hard_links() {
         .file("lost", b"x")
         .hard_link("lost", "/usr//bin/./tool"));
     assert_eq!(fs::metadata(place.path("b")).unwrap().nlink(), 2);
-    assert!(fs::symlink_metadata(place.path("link2")).unwrap().is_symlink());
+    assert!(
+        fs::symlink_metadata(place.path("link2"))
+            .unwrap()
+            .is_symlink()
+    );
     assert!(!place.path("lost").exists());
-    let links: Vec<_> = extracted.links.iter().map(|(a, b)| (&a[..], &b[..])).collect();
-    assert_eq!(links, [(&b"self"[..], &b"self"[..]), (b"lost", b"usr/bin/tool")]);
-    assert_format(Tar::new().dir("d").hard_link("x", "d"), "hard link to the directory");
+    let links: Vec<_> = extracted
+        .links
+        .iter()
+        .map(|(a, b)| (&a[..], &b[..]))
+        .collect();
+    assert_eq!(
+        links,
+        [(&b"self"[..], &b"self"[..]), (b"lost", b"usr/bin/tool")]
+    );
+    assert_format(
+        Tar::new().dir("d").hard_link("x", "d"),
+        "hard link to the directory",
+    );
     assert_format(Tar::new().hard_link("x", "/"), "no file");
     assert_format(Tar::new().hard_link("x", ""), "no file");
 }
@@ -445,15 +591,27 @@ fn extended_attributes() {
             ("SCHILY.xattr.security.selinux", b"label"),
         ])
         .entry(Header::new(b'0', b"ping", 1).owner(5, 5).mode(0o755), b"x")
-        .pax(&[("SCHILY.xattr.trusted.overlay.opaque", b"y"), ("SCHILY.xattr.user.d", b"1")])
+        .pax(&[
+            ("SCHILY.xattr.trusted.overlay.opaque", b"y"),
+            ("SCHILY.xattr.user.d", b"1"),
+        ])
         .dir("dir")
         .pax(&[("SCHILY.xattr.user.x", b"1")])
         .symlink("link", "ping"));
     let listing = listing(&place.root());
-    assert!(listing.contains("security.capability=[1, 0, 0, 2, 0, 32"), "{listing}");
-    assert!(listing.contains("user.note=[97, 61, 98, 0, 99]"), "{listing}");
+    assert!(
+        listing.contains("security.capability=[1, 0, 0, 2, 0, 32"),
+        "{listing}"
+    );
+    assert!(
+        listing.contains("user.note=[97, 61, 98, 0, 99]"),
+        "{listing}"
+    );
     assert!(listing.contains("user.d=[49]"), "{listing}");
-    assert!(!listing.contains("overlay") && !listing.contains("selinux"), "{listing}");
+    assert!(
+        !listing.contains("overlay") && !listing.contains("selinux"),
+        "{listing}"
+    );
     assert!(!listing.contains("opaque"), "{listing}");
 }
 
@@ -463,7 +621,10 @@ fn sparse_files() {
         let (place, extracted) = ok(tar);
         let data = fs::read(place.path("sparse")).unwrap();
         assert_eq!(data.len() as u64, length);
-        assert_eq!((&data[..4], &data[1_000_000..1_000_004]), (&b"head"[..], &b"tail"[..]));
+        assert_eq!(
+            (&data[..4], &data[1_000_000..1_000_004]),
+            (&b"head"[..], &b"tail"[..])
+        );
         assert!(data[4..1_000_000].iter().all(|byte| *byte == 0));
         let blocks = fs::metadata(place.path("sparse")).unwrap().blocks();
         assert!(blocks * 512 <= 16384, "{blocks}");
@@ -473,53 +634,78 @@ fn sparse_files() {
     let length = 2_000_000_u64;
     let text = length.to_string();
     let row = |at: usize, offset: u64, count: u64| (at, offset, count);
-    let mut old = Header::new(b'S', b"sparse", 8).bytes(257, b"ustar  \0").octal(483, 12, length);
+    let mut old = Header::new(b'S', b"sparse", 8)
+        .bytes(257, b"ustar  \0")
+        .octal(483, 12, length);
     for (at, offset, count) in [row(386, 0, 4), row(410, 1_000_000, 4), row(434, length, 0)] {
         old = old.octal(at, 12, offset).octal(at + 12, 12, count);
     }
-    check(Tar::new().entry(old, b"headtail").file("after", b"x"), length);
+    check(
+        Tar::new().entry(old, b"headtail").file("after", b"x"),
+        length,
+    );
 
     // A table that goes on in blocks of its own.
-    let mut header = Header::new(b'S', b"sparse", 8).bytes(257, b"ustar  \0").octal(483, 12, length);
+    let mut header = Header::new(b'S', b"sparse", 8)
+        .bytes(257, b"ustar  \0")
+        .octal(483, 12, length);
     for index in 0..4 {
-        header = header.octal(386 + index * 24, 12, index as u64).octal(398 + index * 24, 12, 1);
+        header = header
+            .octal(386 + index * 24, 12, index as u64)
+            .octal(398 + index * 24, 12, 1);
     }
     let mut more = Header { block: [0; 512] };
-    more = more.octal(0, 12, 1_000_000).octal(12, 12, 4).octal(24, 12, length).octal(36, 12, 0);
-    let mut tar = Tar::new().entry(header.bytes(482, &[1]), b"").raw(&more.block);
+    more = more
+        .octal(0, 12, 1_000_000)
+        .octal(12, 12, 4)
+        .octal(24, 12, length)
+        .octal(36, 12, 0);
+    let mut tar = Tar::new()
+        .entry(header.bytes(482, &[1]), b"")
+        .raw(&more.block);
     tar = tar.raw(b"headtail").raw(&[0; 504]).file("after", b"x");
     check(tar, length);
 
     let tail = |tar: Tar| tar.file("after", b"x");
     check(
-        tail(Tar::new().pax(&[
-            ("GNU.sparse.size", text.as_bytes()),
-            ("GNU.sparse.numblocks", b"2"),
-            ("GNU.sparse.offset", b"0"),
-            ("GNU.sparse.numbytes", b"4"),
-            ("GNU.sparse.offset", b"1000000"),
-            ("GNU.sparse.numbytes", b"4"),
-        ]).file("sparse", b"headtail")),
+        tail(
+            Tar::new()
+                .pax(&[
+                    ("GNU.sparse.size", text.as_bytes()),
+                    ("GNU.sparse.numblocks", b"2"),
+                    ("GNU.sparse.offset", b"0"),
+                    ("GNU.sparse.numbytes", b"4"),
+                    ("GNU.sparse.offset", b"1000000"),
+                    ("GNU.sparse.numbytes", b"4"),
+                ])
+                .file("sparse", b"headtail"),
+        ),
         length,
     );
     check(
-        tail(Tar::new().pax(&[
-            ("GNU.sparse.name", b"sparse"),
-            ("GNU.sparse.size", text.as_bytes()),
-            ("GNU.sparse.map", b"0,4,1000000,4,2000000,0"),
-        ]).file("GNUSparseFile.1/sparse", b"headtail")),
+        tail(
+            Tar::new()
+                .pax(&[
+                    ("GNU.sparse.name", b"sparse"),
+                    ("GNU.sparse.size", text.as_bytes()),
+                    ("GNU.sparse.map", b"0,4,1000000,4,2000000,0"),
+                ])
+                .file("GNUSparseFile.1/sparse", b"headtail"),
+        ),
         length,
     );
     let mut data = b"2\n0\n4\n1000000\n4\n".to_vec();
     data.resize(512, 0);
     data.extend_from_slice(b"headtail");
     let one = |data: &[u8], length: &str| {
-        Tar::new().pax(&[
-            ("GNU.sparse.major", b"1"),
-            ("GNU.sparse.minor", b"0"),
-            ("GNU.sparse.name", b"sparse"),
-            ("GNU.sparse.realsize", length.as_bytes()),
-        ]).file("GNUSparseFile.1/sparse", data)
+        Tar::new()
+            .pax(&[
+                ("GNU.sparse.major", b"1"),
+                ("GNU.sparse.minor", b"0"),
+                ("GNU.sparse.name", b"sparse"),
+                ("GNU.sparse.realsize", length.as_bytes()),
+            ])
+            .file("GNUSparseFile.1/sparse", data)
     };
     check(tail(one(&data, &text)), length);
 
@@ -539,23 +725,46 @@ fn sparse_files() {
     assert_format(map(b"0,4,5"), "malformed");
     assert_format(map(b"0,18446744073709551615"), "outside it");
     assert_format(map(b""), "malformed");
+    let cut = Tar::new().pax(&[("GNU.sparse.size", b"9"), ("GNU.sparse.offset", b"0")]);
+    assert_format(cut.file("sparse", b""), "has no length");
 }
 
 #[test]
 fn absurd_headers() {
     let header = || Header::new(b'0', b"a", 0);
     let spoilt = |at: usize, bytes: &[u8]| Tar::new().entry(header().bytes(at, bytes), b"");
-    assert_format(spoilt(124, b"\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff"), "size");
-    assert_format(spoilt(124, b"\x80\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff"), "size");
+    assert_format(
+        spoilt(124, b"\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff"),
+        "size",
+    );
+    assert_format(
+        spoilt(124, b"\x80\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff"),
+        "size",
+    );
     assert_format(spoilt(124, b"99999999999\0"), "size");
-    assert_limit(spoilt(124, b"\x80\0\0\0\x7f\xff\xff\xff\xff\xff\xff\xff"), "bytes of a file");
-    assert_format(spoilt(108, b"\xff\xff\xff\xff\xff\xff\xff\xff"), "user or group id");
-    assert_format(spoilt(116, b"\x80\0\0\0\xff\xff\xff\xff"), "user or group id");
+    assert_limit(
+        spoilt(124, b"\x80\0\0\0\x7f\xff\xff\xff\xff\xff\xff\xff"),
+        "bytes of a file",
+    );
+    assert_format(
+        spoilt(108, b"\xff\xff\xff\xff\xff\xff\xff\xff"),
+        "user or group id",
+    );
+    assert_format(
+        spoilt(116, b"\x80\0\0\0\xff\xff\xff\xff"),
+        "user or group id",
+    );
     assert_format(spoilt(116, b"\x80\0\0\x01\0\0\0\0"), "user or group id");
     assert_format(spoilt(136, b"zzzzzzzzzzzz"), "time");
     assert_format(spoilt(156, b"Q"), "entry type");
-    assert_format(Tar::new().raw(b"not an archive").raw(&[1; 600]), "wrong checksum");
-    assert_format(Tar::new().file("a", b"").raw(&[0; 512]).file("b", b""), "lone zero block");
+    assert_format(
+        Tar::new().raw(b"not an archive").raw(&[1; 600]),
+        "wrong checksum",
+    );
+    assert_format(
+        Tar::new().file("a", b"").raw(&[0; 512]).file("b", b""),
+        "lone zero block",
+    );
     assert_format(
         Tar::new().entry(Header::new(b'3', b"dev", 0).device(4096, 0), b""),
         "device number",
@@ -569,18 +778,33 @@ fn absurd_headers() {
     let mut cut = Tar::new().file("a", &[1; 5000]).0;
     cut.truncate(3000);
     let error = Place::new().tar(&cut).unwrap_err();
-    assert!(matches!(error, UnpackError::Format { offset: 3000, .. }), "{error:?}");
+    assert!(
+        matches!(error, UnpackError::Format { offset: 3000, .. }),
+        "{error:?}"
+    );
     cut.truncate(300);
-    assert!(matches!(Place::new().tar(&cut), Err(UnpackError::Format { .. })));
+    assert!(matches!(
+        Place::new().tar(&cut),
+        Err(UnpackError::Format { .. })
+    ));
 }
 
 #[test]
 fn extended_headers_that_disagree() {
     let pax = |key, value: &[u8]| Tar::new().pax(&[(key, value)]);
     assert_format(pax("size", b"1024").file("a", b"x"), "size is given twice");
-    assert_format(pax("size", b"0").file("a", &[1; 700]), "size is given twice");
-    assert_format(pax("path", b"a").gnu_long(b'L', b"b").file("c", b""), "given twice");
-    assert_format(pax("path", b"a").pax(&[("path", b"a")]).file("c", b""), "two extended headers");
+    assert_format(
+        pax("size", b"0").file("a", &[1; 700]),
+        "size is given twice",
+    );
+    assert_format(
+        pax("path", b"a").gnu_long(b'L', b"b").file("c", b""),
+        "given twice",
+    );
+    assert_format(
+        pax("path", b"a").pax(&[("path", b"a")]).file("c", b""),
+        "two extended headers",
+    );
     assert_format(pax("path", b"a\0b").file("c", b""), "NUL");
     let raw = |data: &[u8]| {
         let header = Header::new(b'x', b"pax", data.len() as u64);
@@ -589,7 +813,9 @@ fn extended_headers_that_disagree() {
     assert_format(raw(b"100 path=a\n"), "record is malformed");
     assert_format(raw(b"8 path=a\n"), "record is malformed");
     // What does not fit into the header is zero there.
-    let (place, _) = ok(pax("size", b"3").entry(Header::new(b'0', b"a", 0), b"abc").file("b", b""));
+    let (place, _) = ok(pax("size", b"3")
+        .entry(Header::new(b'0', b"a", 0), b"abc")
+        .file("b", b""));
     assert_eq!(read(&place.path("a")), "abc");
     // Global headers are nobody's business.
     let global = Header::new(b'g', b"g", 14);
@@ -601,35 +827,56 @@ fn extended_headers_that_disagree() {
 fn limits() {
     let many: Vec<_> = (0..129).map(|n| format!("SCHILY.xattr.user.{n}")).collect();
     let many: Vec<_> = many.iter().map(|name| (&name[..], &b"1"[..])).collect();
-    assert_limit(Tar::new().pax(&many).file("a", b""), "extended attributes of a file");
+    assert_limit(
+        Tar::new().pax(&many).file("a", b""),
+        "extended attributes of a file",
+    );
     let long = format!("SCHILY.xattr.user.{}", "n".repeat(251));
     assert_limit(
         Tar::new().pax(&[(&long, b"1")]).file("a", b""),
         "bytes of an extended attribute's name",
     );
     assert_limit(
-        Tar::new().pax(&[("SCHILY.xattr.user.a", &[0; 65537])]).file("a", b""),
+        Tar::new()
+            .pax(&[("SCHILY.xattr.user.a", &[0; 65537])])
+            .file("a", b""),
         "bytes of an extended attribute",
     );
     assert_limit(
-        Tar::new().pax(&[("comment", &vec![b'c'; 1 << 20])]).file("a", b""),
+        Tar::new()
+            .pax(&[("comment", &vec![b'c'; 1 << 20])])
+            .file("a", b""),
         "bytes of an extended header",
     );
     let path = "p/".repeat(2048);
-    assert_limit(Tar::new().pax(&[("path", path.as_bytes())]).file("a", b""), "bytes of a path");
-    assert_limit(Tar::new().gnu_long(b'L', path.as_bytes()).file("a", b""), "bytes of a path");
+    assert_limit(
+        Tar::new().pax(&[("path", path.as_bytes())]).file("a", b""),
+        "bytes of a path",
+    );
+    assert_limit(
+        Tar::new().gnu_long(b'L', path.as_bytes()).file("a", b""),
+        "bytes of a path",
+    );
     assert_limit(
         Tar::new().gnu_long(b'K', path.as_bytes()).symlink("a", "b"),
         "bytes of a link target",
     );
     let name = "n".repeat(256);
-    assert_limit(Tar::new().pax(&[("path", name.as_bytes())]).file("a", b""), "bytes of a file name");
+    assert_limit(
+        Tar::new().pax(&[("path", name.as_bytes())]).file("a", b""),
+        "bytes of a file name",
+    );
     let deep = "d/".repeat(257);
-    assert_limit(Tar::new().pax(&[("path", deep.as_bytes())]).dir("a"), "depth of a path");
+    assert_limit(
+        Tar::new().pax(&[("path", deep.as_bytes())]).dir("a"),
+        "depth of a path",
+    );
     // Links may not make a path deeper either.
     let half = "d/".repeat(200);
     let tar = Tar::new().gnu_long(b'K', half.as_bytes()).symlink("a", "b");
-    let tar = tar.pax(&[("path", format!("a/{half}x").as_bytes())]).file("a", b"");
+    let tar = tar
+        .pax(&[("path", format!("a/{half}x").as_bytes())])
+        .file("a", b"");
     assert_limit(tar, "depth of a path");
 
     let run = |tar: &[u8], limits: Limits| Place::new().blob(tar, &expected(tar, tar), &limits);
@@ -637,22 +884,46 @@ fn limits() {
         Err(UnpackError::Limit { what, limit }) => Some((what, limit)),
         _ => None,
     };
-    let tar = Tar::new().file("a", b"").file("b", b"").file("c", b"").end();
-    let entries = |entries| Limits { entries, ..Limits::default() };
+    let tar = Tar::new()
+        .file("a", b"")
+        .file("b", b"")
+        .file("c", b"")
+        .end();
+    let entries = |entries| Limits {
+        entries,
+        ..Limits::default()
+    };
     assert_eq!(what(run(&tar, entries(3))), None);
     assert_eq!(what(run(&tar, entries(2))), Some(("entries of a layer", 2)));
-    let global = Tar::new().entry(Header::new(b'g', b"g", 0), b"").0.repeat(10);
-    assert_eq!(what(run(&global, entries(9))), Some(("entries of a layer", 9)));
+    let global = Tar::new()
+        .entry(Header::new(b'g', b"g", 0), b"")
+        .0
+        .repeat(10);
+    assert_eq!(
+        what(run(&global, entries(9))),
+        Some(("entries of a layer", 9))
+    );
 
-    let unpacked = |unpacked_bytes| Limits { unpacked_bytes, ..Limits::default() };
+    let unpacked = |unpacked_bytes| Limits {
+        unpacked_bytes,
+        ..Limits::default()
+    };
     let bomb = [Tar::new().file("a", b"1").end(), vec![0; 50 << 20]].concat();
     let blob = gzip(&bomb);
     let expected = expected(&blob, &bomb);
     let result = Place::new().blob(&blob, &expected, &unpacked(10 << 20));
-    assert_eq!(what(result), Some(("uncompressed bytes of a layer", 10 << 20)));
-    Place::new().blob(&blob, &expected, &unpacked(bomb.len() as u64)).unwrap();
+    assert_eq!(
+        what(result),
+        Some(("uncompressed bytes of a layer", 10 << 20))
+    );
+    Place::new()
+        .blob(&blob, &expected, &unpacked(bomb.len() as u64))
+        .unwrap();
     let result = Place::new().blob(&blob, &expected, &unpacked(bomb.len() as u64 - 1));
-    assert_eq!(what(result), Some(("uncompressed bytes of a layer", bomb.len() as u64 - 1)));
+    assert_eq!(
+        what(result),
+        Some(("uncompressed bytes of a layer", bomb.len() as u64 - 1))
+    );
 }
 
 #[test]
@@ -665,7 +936,12 @@ fn a_full_disk_is_said_to_be_full() {
         let place = Place::new();
         let small = crate::overlay::tests::small_file_system(1 << 20)?;
         let tar = Tar::new().file("a", &vec![1; 4 << 20]).end();
-        let error = unpack(&mut &tar[..], &expected(&tar, &tar), &Limits::default(), small);
+        let error = unpack(
+            &mut &tar[..],
+            &expected(&tar, &tar),
+            &Limits::default(),
+            small,
+        );
         place.assert_sentinel();
         Some(error.unwrap_err())
     })
@@ -680,18 +956,33 @@ fn a_full_disk_is_said_to_be_full() {
 /// Entries that any builder could make, in any order.
 fn entries() -> impl Strategy<Value = Tar> {
     let name = prop::sample::select(vec![
-        "a", "b", "a/b", "a/b/c", "b/a", "./c/", "c/d", "l", "l/x", "a/.wh.b", ".wh.c", "b/.wh..wh..opq",
+        "a",
+        "b",
+        "a/b",
+        "a/b/c",
+        "b/a",
+        "./c/",
+        "c/d",
+        "l",
+        "l/x",
+        "a/.wh.b",
+        ".wh.c",
+        "b/.wh..wh..opq",
     ]);
     let entry = (name, 0..6_u8, prop::collection::vec(any::<u8>(), 0..700));
     prop::collection::vec(entry, 0..12).prop_map(|entries| {
-        entries.into_iter().fold(Tar::new(), |tar, (name, kind, data)| match kind {
-            0 => tar.dir(name),
-            1 => tar.symlink(name, "a/b"),
-            2 => tar.hard_link(name, "a"),
-            3 => tar.pax(&[("mtime", b"1.5"), ("SCHILY.xattr.user.a", b"1")]).file(name, &data),
-            4 => tar.gnu_long(b'L', name.as_bytes()).file("x", &data),
-            _ => tar.symlink(name, "../sentinel"),
-        })
+        entries
+            .into_iter()
+            .fold(Tar::new(), |tar, (name, kind, data)| match kind {
+                0 => tar.dir(name),
+                1 => tar.symlink(name, "a/b"),
+                2 => tar.hard_link(name, "a"),
+                3 => tar
+                    .pax(&[("mtime", b"1.5"), ("SCHILY.xattr.user.a", b"1")])
+                    .file(name, &data),
+                4 => tar.gnu_long(b'L', name.as_bytes()).file("x", &data),
+                _ => tar.symlink(name, "../sentinel"),
+            })
     })
 }
 
@@ -766,7 +1057,11 @@ fn agrees_with_gnu_tar() {
         return;
     }
     for format in ["gnu", "pax", "oldgnu"] {
-        for sparse in [&["--sparse"][..], &["--sparse", "--sparse-version=0.1"], &[]] {
+        for sparse in [
+            &["--sparse"][..],
+            &["--sparse", "--sparse-version=0.1"],
+            &[],
+        ] {
             let archive = dir.path().join("archive");
             let archive = archive.to_str().unwrap();
             let format = format!("--format={format}");
@@ -777,7 +1072,10 @@ fn agrees_with_gnu_tar() {
             let theirs = dir.path().join("theirs");
             fs::create_dir(&theirs).unwrap();
             let to = theirs.to_str().unwrap();
-            assert!(run("tar", &["-C", to, "-xpf", archive, "--numeric-owner", "--same-owner"]));
+            assert!(run(
+                "tar",
+                &["-C", to, "-xpf", archive, "--numeric-owner", "--same-owner"]
+            ));
             let place = Place::new();
             place.tar(&fs::read(archive).unwrap()).unwrap();
             assert_eq!(listing(&place.root()), listing(&theirs), "{args:?}");

@@ -23,7 +23,11 @@ impl Header {
         let stored = number(&block[148..156])?;
         let (mut unsigned, mut signed) = (0_i64, 0_i64);
         for (position, &byte) in block.iter().enumerate() {
-            let byte = if (148..156).contains(&position) { b' ' } else { byte };
+            let byte = if (148..156).contains(&position) {
+                b' '
+            } else {
+                byte
+            };
             unsigned += i64::from(byte);
             // Some early programs summed signed characters.
             signed += i64::from(byte.cast_signed());
@@ -58,7 +62,11 @@ impl Header {
             Dialect::V7 | Dialect::Gnu => &[],
         };
         let name = text(&self.0[..100]);
-        if prefix.is_empty() { name.to_vec() } else { [prefix, b"/", name].concat() }
+        if prefix.is_empty() {
+            name.to_vec()
+        } else {
+            [prefix, b"/", name].concat()
+        }
     }
 
     pub(super) fn link(&self) -> &[u8] {
@@ -106,7 +114,10 @@ impl Header {
 
 /// A field up to its first NUL.
 fn text(field: &[u8]) -> &[u8] {
-    let end = field.iter().position(|&byte| byte == 0).unwrap_or(field.len());
+    let end = field
+        .iter()
+        .position(|&byte| byte == 0)
+        .unwrap_or(field.len());
     &field[..end]
 }
 
@@ -115,7 +126,10 @@ pub(super) fn number(field: &[u8]) -> Option<i64> {
     if field[0] & 0x80 != 0 {
         return base256(field);
     }
-    let start = field.iter().position(|byte| !matches!(byte, 0 | b' ')).unwrap_or(field.len());
+    let start = field
+        .iter()
+        .position(|byte| !matches!(byte, 0 | b' '))
+        .unwrap_or(field.len());
     let digits = text(&field[start..]).trim_ascii_end();
     digits.iter().try_fold(0_i64, |value, &digit| match digit {
         b'0'..=b'7' => Some(value.checked_mul(8)? + i64::from(digit - b'0')),
@@ -126,9 +140,15 @@ pub(super) fn number(field: &[u8]) -> Option<i64> {
 /// Two's complement, big endian; the highest bit is only the mark, the next one is the sign.
 fn base256(field: &[u8]) -> Option<i64> {
     let negative = field[0] & 0x40 != 0;
-    let first = if negative { i128::from(field[0]) - 0x100 } else { i128::from(field[0] & 0x7f) };
+    let first = if negative {
+        i128::from(field[0]) - 0x100
+    } else {
+        i128::from(field[0] & 0x7f)
+    };
     // At most 12 bytes: it cannot overflow 128 bits.
-    let value = field[1..].iter().fold(first, |value, &byte| value << 8 | i128::from(byte));
+    let value = field[1..]
+        .iter()
+        .fold(first, |value, &byte| value << 8 | i128::from(byte));
     i64::try_from(value).ok()
 }
 
@@ -150,8 +170,14 @@ mod tests {
             (b"77777777777\0", Some(0o77777777777)),
             (b"\x80\0\0\0\0\0\x01\0", Some(256)),
             (b"\xff\xff\xff\xff\xff\xff\xff\xff", Some(-1)),
-            (b"\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xfe", Some(-2)),
-            (b"\x80\0\0\0\x7f\xff\xff\xff\xff\xff\xff\xff", Some(i64::MAX)),
+            (
+                b"\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xfe",
+                Some(-2),
+            ),
+            (
+                b"\x80\0\0\0\x7f\xff\xff\xff\xff\xff\xff\xff",
+                Some(i64::MAX),
+            ),
             (b"\x80\0\0\0\x80\0\0\0\0\0\0\0", None),
             (b"\xbf\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff", None),
         ] {

@@ -14,8 +14,8 @@ use self::header::{BLOCK, Header};
 use self::pax::{Fault, Pax};
 pub(super) use self::sparse::Sparse;
 use super::stream::Stream;
-use crate::UnpackError;
 use crate::Limits;
+use crate::UnpackError;
 use crate::limits::{Bound, LINK, PATH, PAX, SEGMENTS};
 
 /// What an entry is.
@@ -79,7 +79,13 @@ pub(super) struct Archive {
 
 impl Archive {
     pub(super) fn new(stream: Stream, limits: Limits) -> Self {
-        Self { stream, data: 0, padding: 0, limits, headers: 0 }
+        Self {
+            stream,
+            data: 0,
+            padding: 0,
+            limits,
+            headers: 0,
+        }
     }
 
     /// The next entry, `None` at the end. Data of the last one that were not read are skipped.
@@ -88,8 +94,7 @@ impl Archive {
         let mut extras = Extras::default();
         loop {
             let Some(header) = self.header()? else {
-                let alone =
-                    extras.pax.is_none() && extras.name.is_none() && extras.link.is_none();
+                let alone = extras.pax.is_none() && extras.name.is_none() && extras.link.is_none();
                 return if alone {
                     Ok(None)
                 } else {
@@ -153,7 +158,11 @@ impl Archive {
     }
 
     fn once(&self, twice: bool) -> Result<(), UnpackError> {
-        if twice { Err(self.malformed("entry has two extended headers of a kind")) } else { Ok(()) }
+        if twice {
+            Err(self.malformed("entry has two extended headers of a kind"))
+        } else {
+            Ok(())
+        }
     }
 
     fn skip_data(&mut self) -> Result<(), UnpackError> {
@@ -192,12 +201,16 @@ impl Archive {
 
     /// The next header, `None` at the archive's end: two zero blocks, or no more bytes.
     fn header(&mut self) -> Result<Option<Header>, UnpackError> {
-        let Some(block) = self.block()? else { return Ok(None) };
+        let Some(block) = self.block()? else {
+            return Ok(None);
+        };
         if block != [0; BLOCK] {
             self.headers += 1;
             Bound::entries(self.limits.entries).check(self.headers)?;
             let header = Header::check(block);
-            return header.map(Some).ok_or_else(|| self.malformed("header has a wrong checksum"));
+            return header
+                .map(Some)
+                .ok_or_else(|| self.malformed("header has a wrong checksum"));
         }
         match self.block()? {
             Some(second) if second != [0; BLOCK] => {
@@ -239,11 +252,7 @@ impl Archive {
     }
 
     /// A GNU long name: its data up to the first NUL.
-    fn long(
-        &mut self,
-        header: &Header,
-        bound: Bound,
-    ) -> Result<Vec<u8>, UnpackError> {
+    fn long(&mut self, header: &Header, bound: Bound) -> Result<Vec<u8>, UnpackError> {
         let mut name = self.body(header)?;
         if let Some(end) = name.iter().position(|&byte| byte == 0) {
             name.truncate(end);
@@ -253,9 +262,15 @@ impl Archive {
     }
 
     fn entry(&mut self, header: &Header, extras: Extras) -> Result<Entry, UnpackError> {
-        let Extras { pax, name: long_name, link: long_link } = extras;
+        let Extras {
+            pax,
+            name: long_name,
+            link: long_link,
+        } = extras;
         let pax = pax.unwrap_or_default();
-        let path = self.agreed(pax.path, long_name, "name")?.unwrap_or_else(|| header.name());
+        let path = self
+            .agreed(pax.path, long_name, "name")?
+            .unwrap_or_else(|| header.name());
         let link = self.agreed(pax.link, long_link, "link target")?;
         let link = link.unwrap_or_else(|| header.link().to_vec());
 
@@ -343,10 +358,14 @@ impl Archive {
     ) -> Result<Meta, UnpackError> {
         let id = |id: Option<i64>| {
             // The highest number means "leave as it is" to the kernel.
-            let id = id.and_then(|id| u32::try_from(id).ok()).filter(|id| *id != u32::MAX);
+            let id = id
+                .and_then(|id| u32::try_from(id).ok())
+                .filter(|id| *id != u32::MAX);
             id.ok_or_else(|| self.malformed("user or group id is not a number, or too large"))
         };
-        let mode = header.mode().ok_or_else(|| self.malformed("mode is not a number"))?;
+        let mode = header
+            .mode()
+            .ok_or_else(|| self.malformed("mode is not a number"))?;
         let mtime = mtime.or_else(|| header.mtime().map(|seconds| (seconds, 0)));
         Ok(Meta {
             mode: (mode & 0o7777) as u32,
@@ -369,7 +388,9 @@ impl Archive {
 
     fn old_sparse(&mut self, header: &Header, entry: &mut Entry) -> Result<(), UnpackError> {
         let malformed = "map of a sparse file is malformed";
-        let length = header.sparse_length().and_then(|length| u64::try_from(length).ok());
+        let length = header
+            .sparse_length()
+            .and_then(|length| u64::try_from(length).ok());
         let length = length.filter(|_| header.is_gnu());
         let length = length.ok_or_else(|| self.malformed(malformed))?;
         let mut segments = Vec::new();
@@ -398,14 +419,25 @@ impl Archive {
         sparse: sparse::PaxSparse,
         entry: &mut Entry,
     ) -> Result<(), UnpackError> {
+        if sparse.is_cut() {
+            return Err(self.malformed("segment of a sparse file has no length"));
+        }
         let in_data = sparse.map_in_data();
-        let Some(segments) = (if in_data { Some(Vec::new()) } else { sparse.segments }) else {
+        let Some(segments) = (if in_data {
+            Some(Vec::new())
+        } else {
+            sparse.segments
+        }) else {
             return Ok(());
         };
         let Some(length) = sparse.length else {
             return Err(self.malformed("sparse file has no length"));
         };
-        let segments = if in_data { self.sparse_map()? } else { segments };
+        let segments = if in_data {
+            self.sparse_map()?
+        } else {
+            segments
+        };
         entry.size = self.data;
         if let Some(name) = sparse.name {
             entry.path = name;

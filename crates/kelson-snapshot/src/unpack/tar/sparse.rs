@@ -28,7 +28,9 @@ impl Sparse {
             if offset < end {
                 return Err("segments of a sparse file overlap");
             }
-            end = offset.checked_add(count).filter(|end| *end <= length)
+            end = offset
+                .checked_add(count)
+                .filter(|end| *end <= length)
                 .ok_or("segment of a sparse file lies outside it")?;
             // At most `length`: the segments do not overlap.
             sum += count;
@@ -80,11 +82,10 @@ impl PaxSparse {
                 }
                 self.name = Some(value.to_vec());
             }
-            b"offset" => {
-                if self.pending.replace(number()?).is_some() {
-                    return Err(Fault::Malformed("segment of a sparse file has no length"));
-                }
+            b"offset" if self.pending.is_some() => {
+                return Err(Fault::Malformed("segment of a sparse file has no length"));
             }
+            b"offset" => self.pending = Some(number()?),
             b"numbytes" => {
                 let offset = self.pending.take();
                 let offset = offset.ok_or(Fault::Malformed("segment has no offset"))?;
@@ -111,6 +112,11 @@ impl PaxSparse {
         SEGMENTS.check(segments.len() as u64 + 1)?;
         segments.push((offset, count));
         Ok(())
+    }
+
+    /// Whether the last segment has an offset but no length.
+    pub(super) fn is_cut(&self) -> bool {
+        self.pending.is_some()
     }
 
     /// Whether the map is at the start of the data (form 1.0).
