@@ -6,7 +6,7 @@
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "the output of a program")]
 
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::{TcpListener, TcpStream, ToSocketAddrs};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -91,7 +91,8 @@ fn fetch(url: &str) -> Outcome {
 
 /// Gets `/path` from `address` (`host:port`) over HTTP/1.0 and returns the body.
 pub(super) fn get(address: &str, path: &str) -> Result<String, Box<dyn std::error::Error>> {
-    let mut stream = TcpStream::connect(address)?;
+    let target = address.to_socket_addrs()?.next().ok_or("the address means nothing")?;
+    let mut stream = TcpStream::connect_timeout(&target, PATIENCE)?;
     stream.set_read_timeout(Some(PATIENCE))?;
     write!(stream, "GET /{path} HTTP/1.0\r\nHost: {address}\r\n\r\n")?;
     let mut answer = String::new();

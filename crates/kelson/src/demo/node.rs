@@ -54,7 +54,7 @@ impl Node {
         tokio::spawn(kelson_image::serve::serve(listener, Arc::new(registry_content)));
 
         let config = dir.path().join("config.toml");
-        std::fs::write(&config, configuration(dir.path(), &cgroup, &bridge, pid))
+        std::fs::write(&config, configuration(dir.path(), &cgroup, &bridge, &free_subnet(pid)?))
             .context("cannot write the demo's configuration")?;
         let log = File::create(dir.path().join("daemon.log")).context("cannot make the log file")?;
         let program = std::env::current_exe().context("cannot find this program")?;
@@ -139,18 +139,58 @@ fn tail(dir: &Path) -> String {
     lines[lines.len().saturating_sub(20)..].join("\n")
 }
 
+/// A subnet that no route of this machine leads to, out of a range that is meant for tests.
+fn free_subnet(first: u32) -> anyhow::Result<String> {
+    let routes = std::fs::read_to_string("/proc/net/route").context("cannot read the routes")?;
+    (0..254)
+        .map(|step| (first + step) % 254 + 1)
+        .find(|third| is_free(&routes, *third))
+        .map(|third| format!("198.18.{third}.0/24"))
+        .context("every subnet of 198.18.0.0/16 is taken; remove unused bridges")
+}
+
+/// Whether no route but the default one covers 198.18.`third`.0/24 or a part of it.
+fn is_free(routes: &str, third: u32) -> bool {
+    let network = (198 << 24) | (18 << 16) | (third << 8);
+    routes.lines().skip(1).all(|line| {
+        // The kernel prints addresses as hexadecimal numbers in its own byte order.
+        let number = |column: usize| {
+            let text = line.split_whitespace().nth(column).unwrap_or_default();
+            u32::from_str_radix(text, 16).map(u32::from_be).unwrap_or(0)
+        };
+        let (to, mask) = (number(1), number(7));
+        let common = mask & 0xffff_ff00;
+        mask == 0 || to & common != network & common
+    })
+}
+
 /// A configuration in which nothing is shared with another daemon on this machine.
-fn configuration(dir: &Path, cgroup: &str, bridge: &str, pid: u32) -> String {
+fn configuration(dir: &Path, cgroup: &str, bridge: &str, subnet: &str) -> String {
     let dir = dir.display();
-    // One of the 254 networks of a range that is meant for tests.
-    let third = pid % 254 + 1;
     format!(
         "[daemon]\nroot = \"{dir}/root\"\nstate = \"{dir}/run\"\n\
          [cri]\nsocket = \"{dir}/run/kelson.sock\"\n\
          [cgroup]\nprefix = \"{cgroup}\"\n\
          [network]\nconf_dir = \"{dir}/net.d\"\nipam_dir = \"{dir}/ipam\"\nfallback = \"bridge\"\n\
-         fallback_bridge = \"{bridge}\"\nfallback_subnet = \"198.18.{third}.0/24\"\n\
+         fallback_bridge = \"{bridge}\"\nfallback_subnet = \"{subnet}\"\n\
          nft_table = \"{bridge}\"\n\
          [image]\ncerts_dir = \"{dir}/certs.d\"\n"
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_subnet_with_a_route_is_not_free() {
+        // 198.18.77.0/24 and a default route, as a little-endian machine prints them.
+        let routes = "Iface\tDestination\tGateway\tFlags\tRefCnt\tUse\tMetric\tMask\n\
+                      br0\t004D12C6\t00000000\t0001\t0\t0\t0\t00FFFFFF\n\
+                      eth0\t00000000\t010200C0\t0003\t0\t0\t0\t00000000\n";
+        assert!(!is_free(routes, 77));
+        assert!(is_free(routes, 78));
+        let wide = "\nbr0\t000012C6\t00000000\t0001\t0\t0\t0\t0000FFFF\n";
+        assert!(!is_free(wide, 78));
+    }
 }

@@ -43,11 +43,9 @@ impl Node {
         let pid = std::process::id();
         let name = format!("kt{}-{number}", pid % 100_000);
         let dir = tempfile::Builder::new().prefix(&format!("{name}-")).tempdir()?;
-        let third = (pid + number) % 254 + 1;
-        let second = 18 + (pid / 254) % 2;
         std::fs::write(
             dir.path().join("config.toml"),
-            configuration(dir.path(), &name, &format!("198.{second}.{third}.0/24")),
+            configuration(dir.path(), &name, &free_subnet(pid + number)?),
         )?;
         let registry = Registry::start().await?;
         let daemon = spawn(dir.path())?;
@@ -394,6 +392,25 @@ async fn connect(dir: &Path) -> anyhow::Result<Client> {
             Err(_) => tokio::time::sleep(Duration::from_millis(10)).await,
         }
     }
+}
+
+/// A subnet out of a range for tests that no route of this machine leads to: another run may have
+/// taken some.
+fn free_subnet(first: u32) -> anyhow::Result<String> {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let routes = std::fs::read_to_string("/proc/net/route")?;
+    for _ in 0..254 {
+        let third = (first + NEXT.fetch_add(1, Ordering::Relaxed)) % 254 + 1;
+        let wanted = u32::from_ne_bytes([198, 18, third as u8, 0]);
+        let taken = routes.lines().skip(1).any(|line| {
+            let to = line.split_whitespace().nth(1).unwrap_or_default();
+            u32::from_str_radix(to, 16) == Ok(wanted)
+        });
+        if !taken {
+            return Ok(format!("198.18.{third}.0/24"));
+        }
+    }
+    bail!("every subnet of 198.18.0.0/16 is taken; remove unused bridges")
 }
 
 fn configuration(dir: &Path, name: &str, subnet: &str) -> String {
