@@ -12,8 +12,10 @@
 //! limited length. Memory knows all layers and containers; the lock around it is never held while
 //! the disk works.
 
+mod commit;
 mod graft;
 mod records;
+mod recover;
 mod state;
 #[cfg(test)]
 pub(crate) mod tests;
@@ -30,10 +32,9 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use rustix::fs::{FlockOperation, Mode};
 use rustix::io::Errno;
 
-use self::records::{ContainerRecord, Found, LayerRecord};
-use self::state::{Container, Layer, State};
+use self::records::ContainerRecord;
+use self::state::{Container, State};
 use crate::error::{at, on};
-use crate::limits::LAYERS;
 use crate::staging::Scratch;
 use crate::{
     ChainId, Expected, Hold, Limits, Rootfs, SnapshotError, Snapshotter, Staging, UnpackError,
@@ -153,109 +154,6 @@ impl Inner {
         }
     }
 
-    /// Reads what earlier processes left.
-    fn recover(&self) -> Result<(), SnapshotError> {
-        let mut names = Vec::new();
-        for dir in [LAYERS_DIR, STAGING_DIR, TRASH_DIR] {
-            names.push(list(&self.dir(dir))?);
-        }
-        let highest = names
-            .iter()
-            .flatten()
-            .filter_map(|name| u64::from_str_radix(name, 36).ok())
-            .max();
-        self.next
-            .store(highest.unwrap_or(0).saturating_add(1), Ordering::Relaxed);
-
-        for name in &names[1] {
-            self.discard(&self.dir(STAGING_DIR).join(name))?;
-        }
-        let mut state = State::default();
-        for name in names.swap_remove(0) {
-            self.recover_layer(name, &mut state)?;
-        }
-        self.drop_orphans(&mut state)?;
-        for id in list(&self.dir(CONTAINERS_DIR))? {
-            let dir = self.dir(CONTAINERS_DIR).join(&id);
-            match records::read::<ContainerRecord>(&dir.join("chain.json")) {
-                Found::Record(ContainerRecord { chain }) => {
-                    state.containers.insert(id, Container { chain });
-                }
-                Found::Unknown(version) => {
-                    tracing::warn!(
-                        container = id,
-                        version,
-                        "record of a newer version; left alone"
-                    );
-                }
-                Found::Nothing => self.discard(&dir)?,
-            }
-        }
-        *self.state() = state;
-        Ok(())
-    }
-
-    fn recover_layer(&self, name: String, state: &mut State) -> Result<(), SnapshotError> {
-        let dir = self.dir(LAYERS_DIR).join(&name);
-        let record = match records::read::<LayerRecord>(&dir.join("layer.json")) {
-            Found::Record(record) if dir.join("fs").is_dir() => record,
-            Found::Unknown(version) => {
-                tracing::warn!(
-                    layer = name,
-                    version,
-                    "record of a newer version; left alone"
-                );
-                return Ok(());
-            }
-            Found::Record(_) | Found::Nothing => {
-                tracing::warn!(layer = name, "layer is damaged; it is dropped");
-                return self.discard(&dir);
-            }
-        };
-        let chain = record.chain;
-        let right = chain == ChainId::new(record.parent.as_ref(), &record.diff);
-        if !right || state.layers.contains_key(&chain) {
-            tracing::warn!(
-                layer = name,
-                "layer is there twice or misnamed; it is dropped"
-            );
-            return self.discard(&dir);
-        }
-        state.layers.insert(chain, Layer { name, record });
-        Ok(())
-    }
-
-    /// Drops layers whose parents are not there any more.
-    fn drop_orphans(&self, state: &mut State) -> Result<(), SnapshotError> {
-        loop {
-            let lost = |layer: &Layer| {
-                layer
-                    .record
-                    .parent
-                    .is_some_and(|parent| !state.layers.contains_key(&parent))
-            };
-            let orphans: Vec<_> = state
-                .layers
-                .iter()
-                .filter(|(_, layer)| lost(layer))
-                .map(|(id, _)| *id)
-                .collect();
-            if orphans.is_empty() {
-                return Ok(());
-            }
-            for layer in orphans
-                .iter()
-                .filter_map(|chain| state.layers.remove(chain))
-            {
-                tracing::warn!(
-                    layer = layer.name,
-                    "layer has lost its parent; it is dropped"
-                );
-                self.discard(&self.dir(LAYERS_DIR).join(&layer.name))?;
-            }
-        }
-    }
-
     fn lower(&self, top: Option<&ChainId>) -> Result<Vec<PathBuf>, SnapshotError> {
         match top {
             Some(top) => self.state().lower(&self.dir(LAYERS_DIR), top),
@@ -317,15 +215,6 @@ impl Overlayfs {
         *state.holds.entry(*chain).or_default() += 1;
         Some(HoldGuard(self.0.clone(), *chain))
     }
-
-    /// Writes the record and makes the layer durable.
-    fn seal(&self, scratch: &Path, record: &LayerRecord) -> io::Result<()> {
-        records::write(&scratch.join("layer.json"), record)?;
-        if self.0.options.sync {
-            rustix::fs::syncfs(&self.0.lock)?;
-        }
-        Ok(())
-    }
 }
 
 impl Snapshotter for Overlayfs {
@@ -350,76 +239,7 @@ impl Snapshotter for Overlayfs {
     }
 
     fn commit(&self, staging: Staging, parent: Option<&ChainId>) -> Result<ChainId, SnapshotError> {
-        let diff = *staging.diff_id();
-        let chain = ChainId::new(parent, &diff);
-        if self.has(&chain) {
-            return Ok(chain);
-        }
-        let _held = match parent {
-            Some(parent) => Some(
-                self.guard(parent)
-                    .ok_or(SnapshotError::UnknownLayer(*parent))?,
-            ),
-            None => None,
-        };
-        let (extracted, scratch) = staging.into_parts();
-        let opaque_root = extracted.opaque_root;
-        let parents = match parent.filter(|_| !opaque_root) {
-            Some(parent) => {
-                let height = self.0.lower(Some(parent))?.len() as u64;
-                if height >= LAYERS {
-                    let (path, what) = (scratch.path().into(), "layers of an image");
-                    return Err(SnapshotError::Limit {
-                        path,
-                        what,
-                        limit: LAYERS,
-                    });
-                }
-                Some(self.0.view(Some(parent))?)
-            }
-            None => None,
-        };
-        let root = scratch.path().join("fs");
-        let layer = tree::open_dir(&root).map_err(on("open", &root))?;
-        let copied =
-            graft::graft(&layer, parents.as_ref(), &extracted).map_err(SnapshotError::Unfit)?;
-        let usage = Usage {
-            bytes: extracted.usage.bytes + copied.bytes,
-            inodes: extracted.usage.inodes + copied.inodes,
-        };
-        let parent = parent.copied();
-        let record = LayerRecord {
-            chain,
-            diff,
-            parent,
-            usage,
-            opaque_root,
-        };
-        self.seal(scratch.path(), &record)
-            .map_err(on("make durable", scratch.path()))?;
-
-        let name = self.0.name();
-        let place = self.0.dir(LAYERS_DIR).join(&name);
-        scratch
-            .keep(&place)
-            .map_err(on("move into place", &place))?;
-        if self.0.options.sync {
-            let layers = self.0.dir(LAYERS_DIR);
-            let sync = || rustix::fs::fsync(tree::open_dir(&layers)?);
-            sync().map_err(on("make durable", &layers))?;
-        }
-        let first = {
-            let mut state = self.0.state();
-            let first = !state.layers.contains_key(&chain);
-            if first {
-                state.layers.insert(chain, Layer { name, record });
-            }
-            first
-        };
-        if !first {
-            self.0.discard(&place)?;
-        }
-        Ok(chain)
+        self.settle(staging, parent)
     }
 
     fn has(&self, chain: &ChainId) -> bool {
@@ -526,22 +346,12 @@ impl Snapshotter for Overlayfs {
     fn empty_trash(&self) -> Result<(), SnapshotError> {
         let trash = self.0.dir(TRASH_DIR);
         let mut first = Ok(());
-        for name in list(&trash)? {
+        for name in recover::list(&trash)? {
             let path = trash.join(name);
             first = first.and(tree::remove_path(&path).map_err(on("delete", path)));
         }
         first
     }
-}
-
-/// Names in one of the snapshotter's own directories; others than its own are no concern.
-fn list(dir: &Path) -> Result<Vec<String>, SnapshotError> {
-    let read = || fs::read_dir(dir)?.collect::<io::Result<Vec<_>>>();
-    let entries = read().map_err(on("list", dir))?;
-    Ok(entries
-        .into_iter()
-        .filter_map(|entry| entry.file_name().into_string().ok())
-        .collect())
 }
 
 fn check_name(container: &str) -> Result<(), SnapshotError> {

@@ -621,7 +621,7 @@ fn a_thousand_layers_open_fast() {
         let place = dir.path().join("layers").join(number.to_string());
         fs::create_dir_all(place.join("fs")).unwrap();
         let diff = Digest::of(&number.to_be_bytes()).into();
-        let record = super::LayerRecord {
+        let record = super::records::LayerRecord {
             chain: ChainId::new(None, &diff),
             diff,
             parent: None,

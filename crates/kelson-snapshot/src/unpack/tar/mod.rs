@@ -16,7 +16,7 @@ pub(super) use self::sparse::Sparse;
 use super::stream::Stream;
 use crate::Limits;
 use crate::UnpackError;
-use crate::limits::{Bound, LINK, PATH, PAX, SEGMENTS};
+use crate::limits::{Bound, LINK, PATH, PAX};
 
 /// What an entry is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -384,109 +384,5 @@ impl Archive {
         let device = header.device();
         let device = device.and_then(|(major, minor)| fits(major, 12).zip(fits(minor, 20)));
         device.ok_or_else(|| self.malformed("device number is not a number, or too large"))
-    }
-
-    fn old_sparse(&mut self, header: &Header, entry: &mut Entry) -> Result<(), UnpackError> {
-        let malformed = "map of a sparse file is malformed";
-        let length = header
-            .sparse_length()
-            .and_then(|length| u64::try_from(length).ok());
-        let length = length.filter(|_| header.is_gnu());
-        let length = length.ok_or_else(|| self.malformed(malformed))?;
-        let mut segments = Vec::new();
-        let (table, mut more) = header.sparse_table();
-        sparse::old_table(table, &mut segments).ok_or_else(|| self.malformed(malformed))?;
-        while more {
-            let block = self.block()?.ok_or_else(|| self.ended())?;
-            let before = segments.len();
-            sparse::old_table(&block[..504], &mut segments)
-                .ok_or_else(|| self.malformed(malformed))?;
-            SEGMENTS.check(segments.len() as u64)?;
-            more = block[504] != 0;
-            if more && segments.len() - before != 21 {
-                return Err(self.malformed(malformed));
-            }
-        }
-        Bound::file(self.limits.unpacked_bytes).check(length)?;
-        let sparse = Sparse::new(length, segments, entry.size);
-        entry.sparse = Some(sparse.map_err(|reason| self.malformed(reason))?);
-        self.expect(entry.size);
-        Ok(())
-    }
-
-    fn pax_sparse(
-        &mut self,
-        sparse: sparse::PaxSparse,
-        entry: &mut Entry,
-    ) -> Result<(), UnpackError> {
-        if sparse.is_cut() {
-            return Err(self.malformed("segment of a sparse file has no length"));
-        }
-        let in_data = sparse.map_in_data();
-        let Some(segments) = (if in_data {
-            Some(Vec::new())
-        } else {
-            sparse.segments
-        }) else {
-            return Ok(());
-        };
-        let Some(length) = sparse.length else {
-            return Err(self.malformed("sparse file has no length"));
-        };
-        let segments = if in_data {
-            self.sparse_map()?
-        } else {
-            segments
-        };
-        entry.size = self.data;
-        if let Some(name) = sparse.name {
-            entry.path = name;
-        }
-        Bound::file(self.limits.unpacked_bytes).check(length)?;
-        let sparse = Sparse::new(length, segments, entry.size);
-        entry.sparse = Some(sparse.map_err(|reason| self.malformed(reason))?);
-        Ok(())
-    }
-
-    /// Form 1.0: a count and pairs of numbers, one a line, at the start of the data, padded.
-    fn sparse_map(&mut self) -> Result<Vec<(u64, u64)>, UnpackError> {
-        let mut read = 0;
-        let count = self.line(&mut read)?;
-        SEGMENTS.check(count)?;
-        let mut segments = Vec::new();
-        for _ in 0..count {
-            segments.push((self.line(&mut read)?, self.line(&mut read)?));
-        }
-        for _ in 0..read.wrapping_neg() % BLOCK as u64 {
-            self.byte()?;
-        }
-        Ok(segments)
-    }
-
-    fn line(&mut self, read: &mut u64) -> Result<u64, UnpackError> {
-        /// Digits of the largest number.
-        const LONGEST: usize = 20;
-        let mut digits = Vec::with_capacity(LONGEST);
-        loop {
-            let byte = self.byte()?;
-            *read += 1;
-            match byte {
-                b'\n' => break,
-                byte if digits.len() < LONGEST => digits.push(byte),
-                _ => return Err(self.malformed("map of a sparse file is malformed")),
-            }
-        }
-        let number = pax::decimal(&digits);
-        number.ok_or_else(|| self.malformed("map of a sparse file is malformed"))
-    }
-
-    fn byte(&mut self) -> Result<u8, UnpackError> {
-        match self.data()?.first() {
-            Some(&byte) => {
-                self.consume(1);
-                Ok(byte)
-            }
-            None => Err(self.malformed("map of a sparse file is longer than its data")),
-        }
     }
 }
