@@ -19,10 +19,11 @@ use kelson_network::{Fallback, Network, NetworkConfig};
 use kelson_pod::{Pods, PodsConfig};
 use kelson_server::{About, Server, Services};
 use kelson_snapshot::{Limits, Options, Overlayfs, Snapshotter};
+use sd_notify::NotifyState;
 use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_stream::wrappers::UnixListenerStream;
-use tracing::info;
+use tracing::{info, warn};
 
 use crate::config::{self, Config, NetworkFallback};
 use crate::log;
@@ -74,6 +75,7 @@ async fn serve(config: &Config) -> anyhow::Result<()> {
     let pods_server = build(config).await?;
     let listener = bind(&config.socket)?;
     info!(socket = %config.socket.display(), version = env!("CARGO_PKG_VERSION"), "serving");
+    tell_systemd(NotifyState::Ready);
     let mut terminate = signal(SignalKind::terminate()).context("cannot watch for signals")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot watch for signals")?;
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
@@ -90,6 +92,7 @@ async fn serve(config: &Config) -> anyhow::Result<()> {
         _ = terminate.recv() => info!("SIGTERM: ending, pods stay"),
         _ = interrupt.recv() => info!("SIGINT: ending, pods stay"),
     }
+    tell_systemd(NotifyState::Stopping);
     // No new clients; those that are connected get their answers.
     let _ = stop.send(());
     remove_socket(&config.socket);
@@ -99,6 +102,13 @@ async fn serve(config: &Config) -> anyhow::Result<()> {
         Err(_) => info!("calls were still under way after {} s and are cut off", DRAIN.as_secs()),
     }
     Ok(())
+}
+
+/// Tells systemd, if it started this daemon; the unit file is in contrib/systemd.
+fn tell_systemd(state: NotifyState<'_>) {
+    if let Err(error) = sd_notify::notify(&[state]) {
+        warn!(%error, "systemd could not be told");
+    }
 }
 
 /// Opens the stores and recovers the node.
@@ -163,6 +173,7 @@ pub(crate) fn network_config(config: &Config) -> NetworkConfig {
         bin_dirs: config.cni_bin_dirs.clone(),
         cache_dir: config.root.join("cni"),
         ipam_dir: config.ipam_dir.clone(),
+        netns_dir: config.netns_dir.clone(),
         native: config.cni_native,
         nft_table: config.nft_table.clone(),
         fallback: Some(fallback),
