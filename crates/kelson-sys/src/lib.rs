@@ -9,6 +9,7 @@
 pub mod bpf;
 pub mod fdpass;
 pub mod memfd;
+pub mod memory;
 pub mod mount;
 pub mod process;
 pub mod root;

@@ -10,6 +10,7 @@ mod image;
 mod write;
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
@@ -48,6 +49,8 @@ pub(crate) struct Inner {
     index: ArcSwap<Index>,
     blob_usage: ArcSwap<Usage>,
     writer: Mutex<Writer>,
+    /// Containers or layers above have kept layers from being removed.
+    kept: AtomicBool,
 }
 
 /// State of those who write, one at a time.
@@ -124,6 +127,7 @@ impl Images {
                 unreadable,
                 spared: HashMap::new(),
             }),
+            kept: AtomicBool::new(false),
             clients: Clients::default(),
             pulls: ImageFlights::default(),
             layers: LayerFlights::default(),
@@ -204,9 +208,16 @@ impl Images {
         Ok(Some(image.id))
     }
 
+    /// Whether layers that no image needs were left to those who use them: then
+    /// [`collect`](Self::collect) is worth a call when a container was removed. Costs nothing.
+    pub fn has_kept_layers(&self) -> bool {
+        self.inner.kept.load(Ordering::Acquire)
+    }
+
     /// Frees layers and blobs that no image needs, except layers in use by containers. Call it once
-    /// after start, and whenever a container was removed whose image may be gone. Blocks; cheap when
-    /// there is nothing to do. The space itself is given back by a thread of its own.
+    /// after start, and when a container was removed and [`has_kept_layers`](Self::has_kept_layers).
+    /// Blocks; cheap when there is nothing to do. The space itself is given back by a thread of its
+    /// own.
     ///
     /// # Errors
     /// A layer or a blob could not be removed.

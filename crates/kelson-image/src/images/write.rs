@@ -2,6 +2,7 @@
 //! needs. All of it blocks.
 
 use std::collections::HashSet;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
@@ -107,6 +108,7 @@ impl Inner {
         let mut unneeded: Vec<ChainId> = self.snapshots.layers();
         unneeded.retain(|chain| !needed.contains(chain) && !writer.spared.contains_key(chain));
         let mut removed = false;
+        let mut kept = false;
         // A layer can go when those above it are gone. Which lie above which only the snapshotter
         // knows, so this goes on as long as it gets anywhere.
         while !unneeded.is_empty() {
@@ -120,10 +122,12 @@ impl Inner {
                 }
             }
             if left.len() == before {
+                kept = true;
                 break;
             }
             unneeded = left;
         }
+        self.kept.store(kept, Ordering::Release);
         let mut documents: HashSet<Digest> = writer
             .records
             .values()

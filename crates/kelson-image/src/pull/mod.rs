@@ -112,7 +112,12 @@ impl Pull {
         let chain = ChainId::chain(&resolved.diff_ids);
         // Also if this future is dropped half-way.
         let mut unfinished = Unfinished(Some(inner));
+        let all_here = chain.iter().all(|id| inner.snapshots.has(id));
         let result = self.fetch(&session, resolved, chain.clone()).await;
+        if !all_here {
+            // The allocator would keep the buffers of every thread that had a part in it.
+            drop(tokio::task::spawn_blocking(kelson_sys::memory::trim));
+        }
         match &result {
             Ok(id) => {
                 unfinished.0 = None;
