@@ -64,6 +64,9 @@ impl Call<'_> {
         let output = tokio::time::timeout(self.limit, self.execute(environment, input)).await;
         let (success, stdout, stderr) = match output {
             Ok(Ok(output)) => output,
+            Ok(Err(source)) if source.kind() == io::ErrorKind::FileTooLarge => {
+                return Err(self.bad_output(format!("more than {MAX_OUTPUT} bytes")));
+            }
             Ok(Err(source)) => return Err(self.not_run(source)),
             Err(_) => {
                 let (plugin, verb, limit) = (self.plugin.to_owned(), self.verb, self.limit);
@@ -74,9 +77,6 @@ impl Call<'_> {
                 });
             }
         };
-        if stdout.len() > MAX_OUTPUT {
-            return Err(self.bad_output(format!("more than {MAX_OUTPUT} bytes")));
-        }
         if !success {
             return Err(self.failure(&stdout, &stderr));
         }
@@ -116,15 +116,17 @@ impl Call<'_> {
         let write = async move {
             // A plugin may answer without having read everything.
             let _ = stdin.write_all(&bytes).await;
+            Ok(())
         };
-        let (_, stdout, stderr) = tokio::join!(
+        // One that says too much is killed at once, by the end of `group`.
+        let (_, stdout, stderr) = tokio::try_join!(
             write,
-            read_capped(stdout, MAX_OUTPUT + 1),
+            read_limited(stdout, MAX_OUTPUT),
             read_capped(stderr, MAX_STDERR)
-        );
+        )?;
         let status = child.wait().await?;
         group.done();
-        Ok((status.success(), stdout?, stderr?))
+        Ok((status.success(), stdout, stderr))
     }
 
     fn failure(&self, stdout: &[u8], stderr: &[u8]) -> Error {
@@ -168,6 +170,16 @@ impl Call<'_> {
             problem,
         }
     }
+}
+
+/// Reads to the end; more than `limit` bytes are an error of the kind `FileTooLarge`.
+async fn read_limited(from: impl AsyncRead + Unpin, limit: usize) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    from.take(limit as u64 + 1).read_to_end(&mut bytes).await?;
+    if bytes.len() > limit {
+        return Err(io::ErrorKind::FileTooLarge.into());
+    }
+    Ok(bytes)
 }
 
 /// Reads to the end and keeps the first `cap` bytes, so that the writer never blocks.
