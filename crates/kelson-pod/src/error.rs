@@ -30,6 +30,8 @@ pub enum ErrorKind {
     Timeout,
     /// Not now: the daemon is ending, or the network is not ready (`UNAVAILABLE`).
     Unavailable,
+    /// Nothing is left of what it needs, such as addresses (`RESOURCE_EXHAUSTED`).
+    Exhausted,
     /// Something that should work did not (`INTERNAL`, `UNKNOWN`).
     Internal,
 }
@@ -115,8 +117,8 @@ pub enum PodError {
     Network {
         /// The pod.
         pod: PodId,
-        /// Whether there is no usable network at all.
-        not_ready: bool,
+        /// What kind of trouble it is: there is no usable network, no address is left, or another.
+        kind: ErrorKind,
         /// Why.
         #[source]
         source: Cause,
@@ -178,12 +180,10 @@ impl PodError {
             Self::PodNotReady { .. } | Self::ContainerState { .. } | Self::Removed { .. } => {
                 ErrorKind::State
             }
-            Self::Network {
-                not_ready: true, ..
-            }
-            | Self::Closing => ErrorKind::Unavailable,
+            Self::Network { kind, .. } => *kind,
+            Self::Closing => ErrorKind::Unavailable,
             Self::Stuck { .. } => ErrorKind::Timeout,
-            Self::Network { .. } | Self::Start { .. } | Self::Step { .. } => ErrorKind::Internal,
+            Self::Start { .. } | Self::Step { .. } => ErrorKind::Internal,
         }
     }
 

@@ -11,7 +11,7 @@ use kelson_store::Batch;
 
 use super::down;
 use crate::config::{NETWORK_FALLBACK, NamespaceMode, PodConfig, Protocol};
-use crate::error::PodError;
+use crate::error::{ErrorKind, PodError};
 use crate::files;
 use crate::janitor::{self, Debt};
 use crate::outside::{Forked, ShimEvents};
@@ -161,7 +161,11 @@ async fn make_shim(
         .await;
     let attachment = attached.map_err(|error| PodError::Network {
         pod: *id,
-        not_ready: matches!(error, kelson_network::Error::NotReady(_)),
+        kind: match &error {
+            kelson_network::Error::NotReady(_) => ErrorKind::Unavailable,
+            kelson_network::Error::Exhausted { .. } => ErrorKind::Exhausted,
+            _ => ErrorKind::Internal,
+        },
         source: Arc::new(error),
     })?;
     let mut ips = attachment.ips;

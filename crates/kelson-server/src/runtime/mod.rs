@@ -50,6 +50,7 @@ fn code(kind: ErrorKind) -> Code {
         ErrorKind::State => Code::FailedPrecondition,
         ErrorKind::Timeout => Code::DeadlineExceeded,
         ErrorKind::Unavailable => Code::Unavailable,
+        ErrorKind::Exhausted => Code::ResourceExhausted,
         ErrorKind::Internal => Code::Internal,
     }
 }
