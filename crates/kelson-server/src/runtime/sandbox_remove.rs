@@ -12,6 +12,7 @@ impl Server {
     ) -> Result<v1::RemovePodSandboxResponse, VerbError> {
         if let Some(pod) = self.pod_id(&request.pod_sandbox_id)? {
             self.services.pods.remove_pod(&pod).await?;
+            self.free_layers().await;
         }
         Ok(v1::RemovePodSandboxResponse {})
     }
