@@ -164,6 +164,12 @@ pub(super) const KEYS: &[Key] = &[
         set: |c, v| absolute(v).map(|p| c.ipam_dir = p),
     },
     Key {
+        name: "network.netns_dir",
+        doc: "Where the network namespaces of pods are pinned by name while external plugins need them.",
+        default: "\"/run/netns\"",
+        set: |c, v| absolute(v).map(|p| c.netns_dir = p),
+    },
+    Key {
         name: "image.certs_dir",
         doc: "Registry hosts: <certs_dir>/<host[:port]>/hosts.toml and _default/hosts.toml in containerd's schema.\nRead again at every pull.",
         default: "\"/etc/kelson/certs.d\"",
@@ -243,6 +249,7 @@ fn blank() -> Config {
         fallback_subnet: ipnet::IpNet::default(),
         nft_table: String::new(),
         ipam_dir: PathBuf::new(),
+        netns_dir: PathBuf::new(),
         certs_dir: PathBuf::new(),
         max_concurrent_downloads: 0,
         pinned_images: Vec::new(),

@@ -48,6 +48,8 @@ pub(crate) struct Config {
     pub(crate) nft_table: String,
     /// Where host-local keeps addresses when a conflist names no directory.
     pub(crate) ipam_dir: PathBuf,
+    /// Where the network namespaces of pods are pinned for external plugins.
+    pub(crate) netns_dir: PathBuf,
     /// Registry hosts configuration (`<host>/hosts.toml`).
     pub(crate) certs_dir: PathBuf,
     /// Layers downloaded at once for one image.

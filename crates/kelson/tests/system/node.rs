@@ -275,7 +275,7 @@ impl Node {
             }
         }
         cgroups(Path::new("/sys/fs/cgroup"), &self.name, 0, &mut left);
-        for entry in std::fs::read_dir("/run/netns").into_iter().flatten().flatten() {
+        for entry in std::fs::read_dir(self.dir().join("netns")).into_iter().flatten().flatten() {
             left.insert(format!("namespace {}", entry.path().display()));
         }
         let ipam = self.dir().join("ipam");
@@ -419,7 +419,7 @@ fn configuration(dir: &Path, name: &str, subnet: &str) -> String {
         "[daemon]\nroot = \"{dir}/root\"\nstate = \"{dir}/run\"\n\
          [cri]\nsocket = \"{dir}/run/kelson.sock\"\n\
          [cgroup]\nprefix = \"/{name}\"\n\
-         [network]\nconf_dir = \"{dir}/net.d\"\nipam_dir = \"{dir}/ipam\"\nfallback = \"bridge\"\n\
+         [network]\nconf_dir = \"{dir}/net.d\"\nipam_dir = \"{dir}/ipam\"\nnetns_dir = \"{dir}/netns\"\nfallback = \"bridge\"\n\
          fallback_bridge = \"{name}\"\nfallback_subnet = \"{subnet}\"\nnft_table = \"{name}\"\n\
          [image]\ncerts_dir = \"{dir}/certs.d\"\nsync = false\n"
     )
