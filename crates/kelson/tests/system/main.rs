@@ -5,12 +5,15 @@
 //! it, also when the case failed, and fails the case if something is left. What a case needs and the
 //! machine lacks is told before it would run; it then counts as skipped.
 
+mod bad_registry;
 mod case;
 mod cases;
+mod debian_registry;
 mod image;
 mod node;
 mod pod;
 mod tool;
+mod tree;
 
 use std::process::ExitCode;
 

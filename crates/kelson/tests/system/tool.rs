@@ -24,13 +24,23 @@ pub(crate) struct Ran {
 impl Ran {
     /// The output of a program that must have succeeded.
     pub(crate) fn ok(self) -> anyhow::Result<String> {
-        ensure!(self.code == 0, "ended with {}: {}{}", self.code, self.stdout, self.stderr);
+        ensure!(
+            self.code == 0,
+            "ended with {}: {}{}",
+            self.code,
+            self.stdout,
+            self.stderr
+        );
         Ok(self.stdout)
     }
 
     /// The error text of a program that must have ended with `code`.
     pub(crate) fn failed(self, code: i32) -> anyhow::Result<String> {
-        ensure!(self.code == code, "ended with {}, not {code}: {self:?}", self.code);
+        ensure!(
+            self.code == code,
+            "ended with {}, not {code}: {self:?}",
+            self.code
+        );
         Ok(self.stderr)
     }
 }
@@ -69,7 +79,9 @@ pub(crate) async fn output<A: AsRef<OsStr>>(
 /// The program under test as a client of a node.
 pub(crate) fn client(node: &Node) -> Command {
     let mut command = Command::new(program());
-    command.env_remove("KELSON_ENDPOINT").env_remove("CONTAINER_RUNTIME_ENDPOINT");
+    command
+        .env_remove("KELSON_ENDPOINT")
+        .env_remove("CONTAINER_RUNTIME_ENDPOINT");
     command.args(["--runtime-endpoint", &node.endpoint()]);
     command
 }

@@ -16,7 +16,9 @@ use crate::tool::{self, Ran};
 pub(super) fn cases() -> Vec<Case> {
     [
         on_node("crictl::a_pods_life", |node| Box::pin(life(node))),
-        on_node("crictl::files_without_a_linux_section", |node| Box::pin(minimal(node))),
+        on_node("crictl::files_without_a_linux_section", |node| {
+            Box::pin(minimal(node))
+        }),
         on_node("crictl::images", |node| Box::pin(images(node))),
         on_node("crictl::runtime", |node| Box::pin(runtime(node))),
         on_node("crictl::stats", |node| Box::pin(stats(node))),
@@ -36,7 +38,10 @@ impl Crictl {
     fn new(node: &Node) -> anyhow::Result<Self> {
         let dir = node.dir().join("crictl");
         std::fs::create_dir(&dir)?;
-        let text = format!("runtime-endpoint: {0}\nimage-endpoint: {0}\n", node.endpoint());
+        let text = format!(
+            "runtime-endpoint: {0}\nimage-endpoint: {0}\n",
+            node.endpoint()
+        );
         std::fs::write(dir.join("crictl.yaml"), text)?;
         Ok(Self { dir })
     }
@@ -44,7 +49,10 @@ impl Crictl {
     fn command(&self, arguments: &[&str]) -> anyhow::Result<Command> {
         let program = std::env::var_os("KELSON_TEST_CRICTL").context("no crictl")?;
         let mut command = Command::new(program);
-        command.arg("--config").arg(self.dir.join("crictl.yaml")).args(["--timeout", "30s"]);
+        command
+            .arg("--config")
+            .arg(self.dir.join("crictl.yaml"))
+            .args(["--timeout", "30s"]);
         command.args(arguments).kill_on_drop(true);
         Ok(command)
     }
@@ -55,7 +63,11 @@ impl Crictl {
 
     /// The trimmed output of a command that must succeed.
     async fn ok(&self, arguments: &[&str]) -> anyhow::Result<String> {
-        let text = self.run(arguments).await?.ok().with_context(|| format!("{arguments:?}"))?;
+        let text = self
+            .run(arguments)
+            .await?
+            .ok()
+            .with_context(|| format!("{arguments:?}"))?;
         Ok(text.trim().to_owned())
     }
 
@@ -94,7 +106,9 @@ fn container_file(image: &str, script: &str) -> Value {
 }
 
 fn lines(text: &str) -> Vec<&str> {
-    text.lines().filter(|line| !line.trim().is_empty()).collect()
+    text.lines()
+        .filter(|line| !line.trim().is_empty())
+        .collect()
 }
 
 async fn life(node: &mut Node) -> Outcome {
@@ -102,45 +116,90 @@ async fn life(node: &mut Node) -> Outcome {
     let crictl = Crictl::new(node)?;
     crictl.ok(&["pull", &image]).await?;
     let pod_json = crictl.file("pod.json", &pod_file(node))?;
-    let script = "echo to stdout; echo to stderr >&2; trap 'exit 3' TERM; while :; do sleep 0.1; done";
+    let script =
+        "echo to stdout; echo to stderr >&2; trap 'exit 3' TERM; while :; do sleep 0.1; done";
     let container_json = crictl.file("container.json", &container_file(&image, script))?;
 
     let pod = crictl.ok(&["runp", &pod_json]).await?;
     ensure!(pod.len() == 64, "runp printed {pod:?}");
     let table = crictl.ok(&["pods"]).await?;
-    ensure!(lines(&table).len() == 2 && table.contains(&pod[..13]) && table.contains("Ready"), "{table}");
+    ensure!(
+        lines(&table).len() == 2 && table.contains(&pod[..13]) && table.contains("Ready"),
+        "{table}"
+    );
     ensure!(crictl.ok(&["pods", "-q", "--label", "app=web"]).await? == pod[..]);
-    ensure!(crictl.ok(&["pods", "-q", "--label", "app=other"]).await?.is_empty());
+    ensure!(
+        crictl
+            .ok(&["pods", "-q", "--label", "app=other"])
+            .await?
+            .is_empty()
+    );
     let inspected = crictl.json(&["inspectp", &pod[..10]]).await?;
-    ensure!(inspected["status"]["state"] == "SANDBOX_READY", "{inspected}");
-    let address: std::net::Ipv4Addr =
-        inspected["status"]["network"]["ip"].as_str().context("no address")?.parse()?;
+    ensure!(
+        inspected["status"]["state"] == "SANDBOX_READY",
+        "{inspected}"
+    );
+    let address: std::net::Ipv4Addr = inspected["status"]["network"]["ip"]
+        .as_str()
+        .context("no address")?
+        .parse()?;
     ensure!(address.octets()[0] == 198, "{address}");
 
-    let container = crictl.ok(&["create", &pod, &container_json, &pod_json]).await?;
+    let container = crictl
+        .ok(&["create", &pod, &container_json, &pod_json])
+        .await?;
     ensure!(container.len() == 64, "create printed {container:?}");
-    ensure!(crictl.ok(&["ps", "-q"]).await?.is_empty(), "it runs before it is started");
+    ensure!(
+        crictl.ok(&["ps", "-q"]).await?.is_empty(),
+        "it runs before it is started"
+    );
     ensure!(crictl.ok(&["ps", "-a"]).await?.contains("Created"));
     crictl.ok(&["start", &container]).await?;
     let table = crictl.ok(&["ps", "--pod", &pod]).await?;
-    ensure!(lines(&table).len() == 2 && table.contains("Running") && table.contains(&image), "{table}");
+    ensure!(
+        lines(&table).len() == 2 && table.contains("Running") && table.contains(&image),
+        "{table}"
+    );
 
-    let text = crictl.ok(&["exec", "-s", &container, "/bin/sh", "-c", "hostname; echo $COLOUR"]).await?;
+    let text = crictl
+        .ok(&[
+            "exec",
+            "-s",
+            &container,
+            "/bin/sh",
+            "-c",
+            "hostname; echo $COLOUR",
+        ])
+        .await?;
     ensure!(lines(&text) == ["web-host", "sea green"], "{text:?}");
-    let failed = crictl.run(&["exec", "-s", &container, "/bin/sh", "-c", "exit 7"]).await?;
-    ensure!(failed.code != 0 && failed.stderr.contains("exited with 7"), "{failed:?}");
+    let failed = crictl
+        .run(&["exec", "-s", &container, "/bin/sh", "-c", "exit 7"])
+        .await?;
+    ensure!(
+        failed.code != 0 && failed.stderr.contains("exited with 7"),
+        "{failed:?}"
+    );
     let logs = crictl.run(&["logs", &container]).await?;
-    ensure!(logs.stdout == "to stdout\n" && logs.stderr == "to stderr\n", "{logs:?}");
+    ensure!(
+        logs.stdout == "to stdout\n" && logs.stderr == "to stderr\n",
+        "{logs:?}"
+    );
 
     let inspected = crictl.json(&["inspect", &container]).await?;
     let status = &inspected["status"];
-    ensure!(status["state"] == "CONTAINER_RUNNING" && status["image"]["image"] == *image, "{status}");
+    ensure!(
+        status["state"] == "CONTAINER_RUNNING" && status["image"]["image"] == *image,
+        "{status}"
+    );
     let limit = &status["resources"]["linux"]["memoryLimitInBytes"];
     ensure!(*limit == "67108864", "{limit}");
 
     crictl.ok(&["stop", "--timeout", "10", &container]).await?;
     let status = &crictl.json(&["inspect", &container]).await?["status"];
-    ensure!(status["state"] == "CONTAINER_EXITED" && status["exitCode"] == 3, "{status}");
+    ensure!(
+        status["state"] == "CONTAINER_EXITED" && status["exitCode"] == 3,
+        "{status}"
+    );
     crictl.ok(&["rm", &container]).await?;
     ensure!(crictl.ok(&["ps", "-aq"]).await?.is_empty());
     crictl.ok(&["stopp", &pod]).await?;
@@ -161,13 +220,26 @@ async fn minimal(node: &mut Node) -> Outcome {
         "command": ["/bin/sleep", "1000"],
     });
     let container_json = crictl.file("container.json", &content)?;
-    let container = crictl.ok(&["run", "--no-pull", &container_json, &pod_json]).await?;
-    ensure!(crictl.ok(&["exec", "-s", &container, "echo", "works"]).await? == "works");
+    let container = crictl
+        .ok(&["run", "--no-pull", &container_json, &pod_json])
+        .await?;
+    ensure!(
+        crictl
+            .ok(&["exec", "-s", &container, "echo", "works"])
+            .await?
+            == "works"
+    );
     let logs = crictl.run(&["logs", &container]).await?;
-    ensure!(logs.code != 0 && logs.stdout.is_empty(), "a log without a log directory: {logs:?}");
+    ensure!(
+        logs.code != 0 && logs.stdout.is_empty(),
+        "a log without a log directory: {logs:?}"
+    );
     let pod = crictl.ok(&["pods", "-q"]).await?;
     // Without force, a running container must not be removed by accident.
-    ensure!(crictl.run(&["rmp", &pod]).await?.code != 0, "a ready pod was removed");
+    ensure!(
+        crictl.run(&["rmp", &pod]).await?.code != 0,
+        "a ready pod was removed"
+    );
     crictl.ok(&["rmp", "-f", &pod]).await?;
     ensure!(crictl.ok(&["ps", "-aq"]).await?.is_empty());
     Ok(())
@@ -179,19 +251,34 @@ async fn images(node: &mut Node) -> Outcome {
     let pulled = crictl.ok(&["pull", &image]).await?;
     ensure!(pulled.contains("sha256:"), "{pulled}");
     let table = crictl.ok(&["images", "--digests"]).await?;
-    ensure!(lines(&table).len() == 2 && table.contains("latest"), "{table}");
+    ensure!(
+        lines(&table).len() == 2 && table.contains("latest"),
+        "{table}"
+    );
     let list = crictl.json(&["images", "-o", "json"]).await?;
     let one = &list["images"][0];
     let id = one["id"].as_str().context("no id")?.to_owned();
-    ensure!(one["repoTags"] == json!([image]) && one["pinned"] == false, "{one}");
-    ensure!(one["size"].as_str().is_some_and(|size| size.parse().is_ok_and(|n: u64| n > 100_000)), "{one}");
+    ensure!(
+        one["repoTags"] == json!([image]) && one["pinned"] == false,
+        "{one}"
+    );
+    ensure!(
+        one["size"]
+            .as_str()
+            .is_some_and(|size| size.parse().is_ok_and(|n: u64| n > 100_000)),
+        "{one}"
+    );
     let inspected = crictl.json(&["inspecti", &id]).await?;
     ensure!(inspected["status"]["id"] == id[..], "{inspected}");
     let config = &inspected["info"]["imageSpec"]["config"];
     ensure!(config["Entrypoint"] == json!(["/bin/sh"]), "{config}");
     let usage = crictl.json(&["imagefsinfo"]).await?;
     let used = &usage["status"]["imageFilesystems"][0]["usedBytes"]["value"];
-    ensure!(used.as_str().is_some_and(|used| used.parse().is_ok_and(|n: u64| n > 500_000)), "{usage}");
+    ensure!(
+        used.as_str()
+            .is_some_and(|used| used.parse().is_ok_and(|n: u64| n > 500_000)),
+        "{usage}"
+    );
     crictl.ok(&["rmi", &id[..20]]).await?;
     ensure!(crictl.ok(&["images", "-q"]).await?.is_empty());
     ensure!(crictl.run(&["inspecti", &image]).await?.code != 0);
@@ -201,14 +288,24 @@ async fn images(node: &mut Node) -> Outcome {
 async fn runtime(node: &mut Node) -> Outcome {
     let crictl = Crictl::new(node)?;
     let version = crictl.ok(&["version"]).await?;
-    ensure!(version.contains("RuntimeName:  kelson") && version.contains("RuntimeApiVersion:  v1"), "{version}");
+    ensure!(
+        version.contains("RuntimeName:  kelson") && version.contains("RuntimeApiVersion:  v1"),
+        "{version}"
+    );
     let info = crictl.json(&["info"]).await?;
-    let conditions = info["status"]["conditions"].as_array().context("no conditions")?;
+    let conditions = info["status"]["conditions"]
+        .as_array()
+        .context("no conditions")?;
     for name in ["RuntimeReady", "NetworkReady"] {
-        let ready = conditions.iter().any(|c| c["type"] == name && c["status"] == true);
+        let ready = conditions
+            .iter()
+            .any(|c| c["type"] == name && c["status"] == true);
         ensure!(ready, "{name}: {conditions:?}");
     }
-    ensure!(info["config"]["cgroup_prefix"] == format!("/{}", node.name()), "{info}");
+    ensure!(
+        info["config"]["cgroup_prefix"] == format!("/{}", node.name()),
+        "{info}"
+    );
     let driver = crictl.ok(&["runtime-config"]).await?;
     ensure!(driver.to_lowercase().contains("cgroupfs"), "{driver}");
     Ok(())
@@ -219,20 +316,43 @@ async fn stats(node: &mut Node) -> Outcome {
     let crictl = Crictl::new(node)?;
     let pod_json = crictl.file("pod.json", &pod_file(node))?;
     let container_json = crictl.file("container.json", &container_file(&image, "sleep 1000"))?;
-    let container = crictl.ok(&["run", "--no-pull", &container_json, &pod_json]).await?;
+    let container = crictl
+        .ok(&["run", "--no-pull", &container_json, &pod_json])
+        .await?;
     let pod = crictl.ok(&["pods", "-q"]).await?;
-    let stats = crictl.json(&["stats", "-o", "json", &container[..12]]).await?;
-    ensure!(stats["stats"][0]["attributes"]["id"] == container[..], "{stats}");
+    let stats = crictl
+        .json(&["stats", "-o", "json", &container[..12]])
+        .await?;
+    ensure!(
+        stats["stats"][0]["attributes"]["id"] == container[..],
+        "{stats}"
+    );
     let memory = &stats["stats"][0]["memory"]["workingSetBytes"]["value"];
-    ensure!(memory.as_str().is_some_and(|m| m.parse().is_ok_and(|n: u64| n > 10_000)), "{stats}");
+    ensure!(
+        memory
+            .as_str()
+            .is_some_and(|m| m.parse().is_ok_and(|n: u64| n > 10_000)),
+        "{stats}"
+    );
     let table = crictl.ok(&["stats"]).await?;
-    ensure!(table.contains("CONTAINER") && table.contains(&container[..13]), "{table}");
+    ensure!(
+        table.contains("CONTAINER") && table.contains(&container[..13]),
+        "{table}"
+    );
     let stats = crictl.json(&["statsp", "-o", "json", "--id", &pod]).await?;
     let one = &stats["stats"][0];
     ensure!(one["attributes"]["metadata"]["name"] == "web", "{stats}");
-    ensure!(one["linux"]["containers"].as_array().is_some_and(|list| list.len() == 1), "{stats}");
+    ensure!(
+        one["linux"]["containers"]
+            .as_array()
+            .is_some_and(|list| list.len() == 1),
+        "{stats}"
+    );
     let table = crictl.ok(&["statsp"]).await?;
-    ensure!(table.contains(&pod[..13]) && table.contains("web"), "{table}");
+    ensure!(
+        table.contains(&pod[..13]) && table.contains("web"),
+        "{table}"
+    );
     Ok(())
 }
 
@@ -241,7 +361,10 @@ async fn events(node: &mut Node) -> Outcome {
     let crictl = Crictl::new(node)?;
     let pod_json = crictl.file("pod.json", &pod_file(node))?;
     let container_json = crictl.file("container.json", &container_file(&image, "exit 5"))?;
-    let mut watcher = crictl.command(&["events"])?.stdout(Stdio::piped()).spawn()?;
+    let mut watcher = crictl
+        .command(&["events"])?
+        .stdout(Stdio::piped())
+        .spawn()?;
     let mut output = BufReader::new(watcher.stdout.take().context("no output")?).lines();
     // There is no sign that the watcher listens, so pods are made until one is seen.
     let mut pods = Vec::new();
@@ -257,7 +380,9 @@ async fn events(node: &mut Node) -> Outcome {
             Err(_) => ensure!(pods.len() < 30, "no event is seen"),
         }
     };
-    let container = crictl.ok(&["run", "--no-pull", &container_json, &pod_json]).await?;
+    let container = crictl
+        .ok(&["run", "--no-pull", &container_json, &pod_json])
+        .await?;
     node.exited(&container).await?;
     crictl.ok(&["rm", &container]).await?;
     let end = "CONTAINER_DELETED_EVENT";
@@ -271,16 +396,25 @@ async fn events(node: &mut Node) -> Outcome {
         }
         anyhow::Ok(())
     };
-    tokio::time::timeout(PATIENCE, reading).await.context("the events do not come")??;
+    tokio::time::timeout(PATIENCE, reading)
+        .await
+        .context("the events do not come")??;
     watcher.kill().await?;
     let position = |what: &str| {
-        let own = seen.find(&format!("\"{container}\"")).context("no event of the container")?;
-        seen[own..].find(what).with_context(|| format!("no {what}: {seen}"))
+        let own = seen
+            .find(&format!("\"{container}\""))
+            .context("no event of the container")?;
+        seen[own..]
+            .find(what)
+            .with_context(|| format!("no {what}: {seen}"))
     };
     let created = position("CONTAINER_CREATED_EVENT")?;
     let started = position("CONTAINER_STARTED_EVENT")?;
     let stopped = position("CONTAINER_STOPPED_EVENT")?;
-    ensure!(created < started && started < stopped && stopped < position(end)?, "{seen}");
+    ensure!(
+        created < started && started < stopped && stopped < position(end)?,
+        "{seen}"
+    );
     Ok(())
 }
 
@@ -294,10 +428,19 @@ async fn mistakes(node: &mut Node) -> Outcome {
         (vec!["pull", "Wrong//name"], "InvalidArgument"),
     ] {
         let ran = crictl.run(&arguments).await?;
-        ensure!(ran.code != 0 && ran.stderr.contains(code), "{arguments:?}: {ran:?}");
+        ensure!(
+            ran.code != 0 && ran.stderr.contains(code),
+            "{arguments:?}: {ran:?}"
+        );
     }
-    let nameless = crictl.file("pod.json", &json!({ "metadata": { "name": "", "uid": "" } }))?;
+    let nameless = crictl.file(
+        "pod.json",
+        &json!({ "metadata": { "name": "", "uid": "" } }),
+    )?;
     let ran = crictl.run(&["runp", &nameless]).await?;
-    ensure!(ran.code != 0 && ran.stderr.contains("name") && ran.stderr.contains("uid"), "{ran:?}");
+    ensure!(
+        ran.code != 0 && ran.stderr.contains("name") && ran.stderr.contains("uid"),
+        "{ran:?}"
+    );
     Ok(())
 }
