@@ -1,7 +1,7 @@
 //! The zygote: a process with next to no memory of its own that forks shims.
 //!
 //! It is started with a socket of packets as its standard input. Each packet is a
-//! [`PodSetup`](crate::proto::PodSetup) with one descriptor beside it: the socket for what the new
+//! [`PodSetup`] with one descriptor beside it: the socket for what the new
 //! shim has to say. The zygote reads nothing of it; it forks, and the child does everything, so
 //! that neither a slow nor a broken request is in the way of the next one. It ends when the daemon
 //! closes the socket; the shims live on.

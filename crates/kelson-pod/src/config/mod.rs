@@ -1,7 +1,7 @@
 //! What a caller asks for: the configuration of pods and containers in Kelson's own types.
 //!
 //! They say what the CRI's `PodSandboxConfig` and `ContainerConfig` say, without protobuf. Filling them
-//! checks nothing; [`crate::validate`] checks everything at once before anything is done with them.
+//! checks nothing; the module `validate` checks everything at once before anything is done with them.
 //! They are also what is kept in the store, so fields may be added (with a default) but not renamed.
 
 mod container;
