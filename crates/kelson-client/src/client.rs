@@ -43,6 +43,27 @@ macro_rules! calls {
     };
 }
 
+/// Methods that ask for a list in parts and put it together, all within the deadline of a read.
+macro_rules! streams {
+    ($($(#[$doc:meta])* $service:ident.$method:ident($rpc:literal, $request:ident, $filter:ty) -> $field:ident: $item:ty;)*) => {
+        $(
+            $(#[$doc])*
+            pub async fn $method(&self, filter: Option<$filter>) -> Result<Vec<$item>, Error> {
+                let mut service = self.$service.clone();
+                let all = async {
+                    let mut parts = service.$method($request { filter }).await?.into_inner();
+                    let mut all = Vec::new();
+                    while let Some(part) = parts.message().await? {
+                        all.extend(part.$field);
+                    }
+                    Ok(tonic::Response::new(all))
+                };
+                self.within($rpc, Some(READ), all).await
+            }
+        )*
+    };
+}
+
 impl Client {
     /// Connects to the socket; fails at once where nobody listens there.
     pub async fn connect(endpoint: &Endpoint) -> Result<Self, Error> {
@@ -131,6 +152,19 @@ impl Client {
         image.remove_image("RemoveImage", RemoveImageRequest) -> RemoveImageResponse, change;
         /// Disk use of images and writable layers.
         image.image_fs_info("ImageFsInfo", ImageFsInfoRequest) -> ImageFsInfoResponse, read;
+    }
+
+    streams! {
+        /// Many pods, in parts: however many there are.
+        runtime.stream_pod_sandboxes("StreamPodSandboxes", StreamPodSandboxesRequest, PodSandboxFilter) -> pod_sandboxes: PodSandbox;
+        /// Many containers, in parts.
+        runtime.stream_containers("StreamContainers", StreamContainersRequest, ContainerFilter) -> containers: Container;
+        /// Resource use of many containers, in parts.
+        runtime.stream_container_stats("StreamContainerStats", StreamContainerStatsRequest, ContainerStatsFilter) -> container_stats: ContainerStats;
+        /// Resource use of many pods, in parts.
+        runtime.stream_pod_sandbox_stats("StreamPodSandboxStats", StreamPodSandboxStatsRequest, PodSandboxStatsFilter) -> pod_sandbox_stats: PodSandboxStats;
+        /// Many images, in parts.
+        image.stream_images("StreamImages", StreamImagesRequest, ImageFilter) -> images: Image;
     }
 
     /// What happens to containers from now on; the stream has no end of its own.

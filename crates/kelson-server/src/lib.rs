@@ -9,6 +9,7 @@ mod error;
 mod image;
 mod instrument;
 mod runtime;
+mod stream;
 mod translate;
 
 use std::path::PathBuf;

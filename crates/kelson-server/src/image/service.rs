@@ -66,10 +66,11 @@ impl ImageService for Server {
 
     async fn stream_images(
         &self,
-        _: Request<v1::StreamImagesRequest>,
+        request: Request<v1::StreamImagesRequest>,
     ) -> Result<Response<BoxStream<v1::StreamImagesResponse>>, Status> {
-        Err(Status::unimplemented(
-            "kelson does not have StreamImages yet",
-        ))
+        let request = request.into_inner();
+        self.instrument
+            .verb("StreamImages", "", async { Ok(self.image_stream(request)) })
+            .await
     }
 }

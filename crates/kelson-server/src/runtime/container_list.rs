@@ -1,11 +1,15 @@
-//! `ListContainers`.
+//! `ListContainers` and `StreamContainers`.
+
+use std::sync::Arc;
 
 use kelson_cri::v1;
 use kelson_pod::{Container, ContainerState};
+use tonic::codegen::BoxStream;
 
 use super::{matches_labels, to_map};
 use crate::Server;
 use crate::error::VerbError;
+use crate::stream::batches;
 use crate::translate::image_spec;
 
 impl Server {
@@ -13,14 +17,27 @@ impl Server {
         &self,
         request: v1::ListContainersRequest,
     ) -> Result<v1::ListContainersResponse, VerbError> {
-        let filter = request.filter.unwrap_or_default();
-        let snapshot = self.snapshot();
-        let chosen = snapshot
-            .containers()
-            .filter(|(_, one)| selected(one, &filter));
+        let chosen = self.chosen_containers(request.filter);
         Ok(v1::ListContainersResponse {
-            containers: chosen.map(|(_, one)| item(one)).collect(),
+            containers: chosen.iter().map(|one| item(one)).collect(),
         })
+    }
+
+    pub(super) fn container_stream(
+        &self,
+        request: v1::StreamContainersRequest,
+    ) -> BoxStream<v1::StreamContainersResponse> {
+        let chosen = self.chosen_containers(request.filter);
+        batches(chosen.into_iter().map(|one| item(&one)), |containers| {
+            v1::StreamContainersResponse { containers }
+        })
+    }
+
+    fn chosen_containers(&self, filter: Option<v1::ContainerFilter>) -> Vec<Arc<Container>> {
+        let filter = filter.unwrap_or_default();
+        let snapshot = self.snapshot();
+        let all = snapshot.containers().map(|(_, one)| one);
+        all.filter(|one| selected(one, &filter)).cloned().collect()
     }
 }
 

@@ -4,17 +4,15 @@
 
 use kelson_cri::v1;
 use kelson_pod::{Event, EventKind, Received};
-use tokio_stream::Stream;
 use tonic::Status;
+use tonic::codegen::BoxStream;
 
 use super::container_status::status as container_status;
 use super::sandbox_status::status as pod_status;
 use crate::Server;
 
 impl Server {
-    pub(super) fn events(
-        &self,
-    ) -> impl Stream<Item = Result<v1::ContainerEventResponse, Status>> + Send + 'static {
+    pub(super) fn events(&self) -> BoxStream<v1::ContainerEventResponse> {
         let (sender, receiver) = tokio::sync::mpsc::channel(64);
         let mut events = self.services.pods.events();
         tokio::spawn(async move {
@@ -36,7 +34,7 @@ impl Server {
                 }
             }
         });
-        tokio_stream::wrappers::ReceiverStream::new(receiver)
+        Box::pin(tokio_stream::wrappers::ReceiverStream::new(receiver))
     }
 }
 

@@ -1,11 +1,15 @@
-//! `ListPodSandbox`.
+//! `ListPodSandbox` and `StreamPodSandboxes`.
+
+use std::sync::Arc;
 
 use kelson_cri::v1;
 use kelson_pod::Pod;
+use tonic::codegen::BoxStream;
 
 use super::{matches_labels, to_map};
 use crate::Server;
 use crate::error::VerbError;
+use crate::stream::batches;
 use crate::translate::pod_metadata;
 
 impl Server {
@@ -13,15 +17,27 @@ impl Server {
         &self,
         request: v1::ListPodSandboxRequest,
     ) -> Result<v1::ListPodSandboxResponse, VerbError> {
-        let filter = request.filter.unwrap_or_default();
-        let snapshot = self.snapshot();
-        let items = snapshot
-            .pods()
-            .filter(|pod| selected(pod, &filter))
-            .map(|pod| item(pod));
+        let chosen = self.chosen_pods(request.filter);
         Ok(v1::ListPodSandboxResponse {
-            items: items.collect(),
+            items: chosen.iter().map(|pod| item(pod)).collect(),
         })
+    }
+
+    pub(super) fn sandbox_stream(
+        &self,
+        request: v1::StreamPodSandboxesRequest,
+    ) -> BoxStream<v1::StreamPodSandboxesResponse> {
+        let chosen = self.chosen_pods(request.filter);
+        batches(chosen.into_iter().map(|pod| item(&pod)), |pod_sandboxes| {
+            v1::StreamPodSandboxesResponse { pod_sandboxes }
+        })
+    }
+
+    fn chosen_pods(&self, filter: Option<v1::PodSandboxFilter>) -> Vec<Arc<Pod>> {
+        let filter = filter.unwrap_or_default();
+        let snapshot = self.snapshot();
+        let chosen = snapshot.pods().filter(|pod| selected(pod, &filter));
+        chosen.cloned().collect()
     }
 }
 

@@ -9,13 +9,13 @@ use tonic::{Request, Response, Status};
 
 use crate::Server;
 
-/// Writes the implementation: verbs with the subject of their span and their handler, then unary
-/// and streaming verbs that do not exist yet.
+/// Writes the implementation: verbs with the subject of their span and their handler, streaming verbs
+/// with theirs, and verbs that do not exist yet.
 macro_rules! runtime_service {
     (
         verbs { $($method:ident($name:literal, $request:ident: $in:ident $(, $subject:expr)?) -> $out:ident = |$server:ident| $handler:expr;)* }
+        streams { $($stream:ident($stream_name:literal, $stream_request:ident: $stream_in:ident) -> $stream_out:ident = |$stream_server:ident| $stream_handler:expr;)* }
         absent { $($absent:ident($absent_name:literal, $absent_in:ident) -> $absent_out:ident;)* }
-        absent_streams { $($stream:ident($stream_name:literal, $stream_in:ident) -> $stream_out:ident;)* }
     ) => {
         #[tonic::async_trait]
         impl RuntimeService for Server {
@@ -28,27 +28,21 @@ macro_rules! runtime_service {
                 }
             )*
 
-            async fn get_container_events(
-                &self,
-                _: Request<v1::GetEventsRequest>,
-            ) -> Result<Response<BoxStream<v1::ContainerEventResponse>>, Status> {
-                self.instrument
-                    .verb("GetContainerEvents", "", async {
-                        let events: BoxStream<_> = Box::pin(self.events());
-                        Ok(events)
-                    })
-                    .await
+            $(
+                async fn $stream(&self, request: Request<v1::$stream_in>) -> Result<Response<BoxStream<v1::$stream_out>>, Status> {
+                    let $stream_request = request.into_inner();
+                    let $stream_server = self;
+                    self.instrument.verb($stream_name, "", async { Ok($stream_handler) }).await
+                }
+            )*
+
+            async fn stream_pod_sandbox_metrics(&self, _: Request<v1::StreamPodSandboxMetricsRequest>) -> Result<Response<BoxStream<v1::StreamPodSandboxMetricsResponse>>, Status> {
+                Err(absent("StreamPodSandboxMetrics"))
             }
 
             $(
                 async fn $absent(&self, _: Request<v1::$absent_in>) -> Result<Response<v1::$absent_out>, Status> {
                     Err(absent($absent_name))
-                }
-            )*
-
-            $(
-                async fn $stream(&self, _: Request<v1::$stream_in>) -> Result<Response<BoxStream<v1::$stream_out>>, Status> {
-                    Err(absent($stream_name))
                 }
             )*
         }
@@ -82,23 +76,23 @@ runtime_service! {
         pod_sandbox_stats("PodSandboxStats", request: PodSandboxStatsRequest, &request.pod_sandbox_id) -> PodSandboxStatsResponse = |server| server.sandbox_usage(&request).await;
         list_pod_sandbox_stats("ListPodSandboxStats", request: ListPodSandboxStatsRequest) -> ListPodSandboxStatsResponse = |server| server.sandbox_usage_list(request).await;
     }
+    streams {
+        get_container_events("GetContainerEvents", _request: GetEventsRequest) -> ContainerEventResponse = |server| server.events();
+        stream_pod_sandboxes("StreamPodSandboxes", request: StreamPodSandboxesRequest) -> StreamPodSandboxesResponse = |server| server.sandbox_stream(request);
+        stream_containers("StreamContainers", request: StreamContainersRequest) -> StreamContainersResponse = |server| server.container_stream(request);
+        stream_container_stats("StreamContainerStats", request: StreamContainerStatsRequest) -> StreamContainerStatsResponse = |server| server.container_usage_stream(request);
+        stream_pod_sandbox_stats("StreamPodSandboxStats", request: StreamPodSandboxStatsRequest) -> StreamPodSandboxStatsResponse = |server| server.sandbox_usage_stream(request);
+    }
     absent {
+        list_metric_descriptors("ListMetricDescriptors", ListMetricDescriptorsRequest) -> ListMetricDescriptorsResponse;
+        list_pod_sandbox_metrics("ListPodSandboxMetrics", ListPodSandboxMetricsRequest) -> ListPodSandboxMetricsResponse;
         update_container_resources("UpdateContainerResources", UpdateContainerResourcesRequest) -> UpdateContainerResourcesResponse;
         exec("Exec", ExecRequest) -> ExecResponse;
         attach("Attach", AttachRequest) -> AttachResponse;
         port_forward("PortForward", PortForwardRequest) -> PortForwardResponse;
         update_runtime_config("UpdateRuntimeConfig", UpdateRuntimeConfigRequest) -> UpdateRuntimeConfigResponse;
         checkpoint_container("CheckpointContainer", CheckpointContainerRequest) -> CheckpointContainerResponse;
-        list_metric_descriptors("ListMetricDescriptors", ListMetricDescriptorsRequest) -> ListMetricDescriptorsResponse;
-        list_pod_sandbox_metrics("ListPodSandboxMetrics", ListPodSandboxMetricsRequest) -> ListPodSandboxMetricsResponse;
         update_pod_sandbox_resources("UpdatePodSandboxResources", UpdatePodSandboxResourcesRequest) -> UpdatePodSandboxResourcesResponse;
-    }
-    absent_streams {
-        stream_pod_sandboxes("StreamPodSandboxes", StreamPodSandboxesRequest) -> StreamPodSandboxesResponse;
-        stream_containers("StreamContainers", StreamContainersRequest) -> StreamContainersResponse;
-        stream_container_stats("StreamContainerStats", StreamContainerStatsRequest) -> StreamContainerStatsResponse;
-        stream_pod_sandbox_stats("StreamPodSandboxStats", StreamPodSandboxStatsRequest) -> StreamPodSandboxStatsResponse;
-        stream_pod_sandbox_metrics("StreamPodSandboxMetrics", StreamPodSandboxMetricsRequest) -> StreamPodSandboxMetricsResponse;
     }
 }
 
