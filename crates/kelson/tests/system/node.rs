@@ -319,8 +319,22 @@ impl Drop for Node {
                 let _ = rustix::mount::unmount(target, rustix::mount::UnmountFlags::DETACH);
             }
         }
+        for hierarchy in std::fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten() {
+            remove_cgroups(&hierarchy.path().join(&self.name));
+        }
+        remove_cgroups(&Path::new("/sys/fs/cgroup").join(&self.name));
         let _ = std::process::Command::new("ip").args(["link", "del", &self.name]).output();
     }
+}
+
+/// Removes a cgroup with those beneath it; what still has a process stays.
+fn remove_cgroups(group: &Path) {
+    for entry in std::fs::read_dir(group).into_iter().flatten().flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            remove_cgroups(&entry.path());
+        }
+    }
+    let _ = std::fs::remove_dir(group);
 }
 
 /// The command line of a process; shims have their daemon's state directory in it.
