@@ -142,6 +142,16 @@ impl Client {
         runtime.pod_sandbox_stats("PodSandboxStats", PodSandboxStatsRequest) -> PodSandboxStatsResponse, read;
         /// Resource use of many pods.
         runtime.list_pod_sandbox_stats("ListPodSandboxStats", ListPodSandboxStatsRequest) -> ListPodSandboxStatsResponse, read;
+        /// Names, meanings and labels of all metrics.
+        runtime.list_metric_descriptors("ListMetricDescriptors", ListMetricDescriptorsRequest) -> ListMetricDescriptorsResponse, read;
+        /// Metrics of all pods.
+        runtime.list_pod_sandbox_metrics("ListPodSandboxMetrics", ListPodSandboxMetricsRequest) -> ListPodSandboxMetricsResponse, read;
+        /// Changes the resources of a container.
+        runtime.update_container_resources("UpdateContainerResources", UpdateContainerResourcesRequest) -> UpdateContainerResourcesResponse, change;
+        /// Tells what the resources of a pod are.
+        runtime.update_pod_sandbox_resources("UpdatePodSandboxResources", UpdatePodSandboxResourcesRequest) -> UpdatePodSandboxResourcesResponse, change;
+        /// Tells the address ranges of the node's pods.
+        runtime.update_runtime_config("UpdateRuntimeConfig", UpdateRuntimeConfigRequest) -> UpdateRuntimeConfigResponse, change;
         /// Many images.
         image.list_images("ListImages", ListImagesRequest) -> ListImagesResponse, read;
         /// One image.
@@ -165,6 +175,25 @@ impl Client {
         runtime.stream_pod_sandbox_stats("StreamPodSandboxStats", StreamPodSandboxStatsRequest, PodSandboxStatsFilter) -> pod_sandbox_stats: PodSandboxStats;
         /// Many images, in parts.
         image.stream_images("StreamImages", StreamImagesRequest, ImageFilter) -> images: Image;
+    }
+
+    /// Metrics of all pods, in parts.
+    pub async fn stream_pod_sandbox_metrics(&self) -> Result<Vec<PodSandboxMetrics>, Error> {
+        let mut runtime = self.runtime.clone();
+        let all = async {
+            let request = StreamPodSandboxMetricsRequest {};
+            let mut parts = runtime
+                .stream_pod_sandbox_metrics(request)
+                .await?
+                .into_inner();
+            let mut all = Vec::new();
+            while let Some(part) = parts.message().await? {
+                all.extend(part.pod_sandbox_metrics);
+            }
+            Ok(tonic::Response::new(all))
+        };
+        self.within("StreamPodSandboxMetrics", Some(READ), all)
+            .await
     }
 
     /// What happens to containers from now on; the stream has no end of its own.

@@ -13,6 +13,7 @@ mod filters;
 mod janitor;
 mod journal;
 mod machine;
+mod metrics;
 mod mountinfo;
 mod outside;
 mod pods;
@@ -32,6 +33,7 @@ mod world;
 pub use error::{Ambiguous, Cause, ErrorKind, ExecError, Mistake, Mistakes, OpenError, PodError};
 pub use events::{BACKLOG, Event, EventKind, Events, Received};
 pub use kelson_shim::ids::{ContainerId, InvalidId, PodId};
+pub use metrics::{ContainerMetrics, PodMetrics, Processes};
 pub use pods::{ExecOutput, MAX_EXEC_OUTPUT, Pods, PodsConfig};
 pub use stats::{ContainerStats, PodStats, WritableUsage};
 pub use view::{

@@ -106,6 +106,10 @@ pub(crate) trait Cgroups: Send + Sync {
     fn stats(&self, path: &str) -> kelson_cgroup::Result<Option<Stats>>;
     /// CPU time, memory and pressure alone, for less than half of the cost; `None` as above.
     fn usage(&self, path: &str) -> kelson_cgroup::Result<Option<Stats>>;
+    /// Its processes and those beneath; none when it is not there.
+    fn pids(&self, path: &str) -> kelson_cgroup::Result<Vec<u32>>;
+    /// How many of its processes were killed for lack of memory.
+    fn oom_kills(&self, path: &str) -> kelson_cgroup::Result<u64>;
     /// Sends a signal to the process `pid` if it is in the cgroup.
     fn signal(&self, path: &str, pid: u32, signal: i32) -> kelson_cgroup::Result<()>;
 }

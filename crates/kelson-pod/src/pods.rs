@@ -10,6 +10,7 @@ use tokio::sync::{mpsc, oneshot};
 use crate::config::{ContainerConfig, PodConfig, Profile};
 use crate::error::{ExecError, OpenError, PodError};
 use crate::events::Events;
+use crate::metrics::PodMetrics;
 use crate::recover::{self, Services};
 use crate::registry::Inbox;
 use crate::stats::{Collector, ContainerStats, PodStats};
@@ -292,6 +293,12 @@ impl Pods {
     /// What these pods use; unknown ones are left out.
     pub async fn pod_stats(&self, pods: &[PodId]) -> Vec<PodStats> {
         self.collector.pods(&self.world, pods).await
+    }
+
+    /// Everything that is counted of these pods; those that are not ready are left out. This costs
+    /// several times as much as [`Pods::pod_stats`].
+    pub async fn metrics(&self, pods: &[PodId]) -> Vec<PodMetrics> {
+        self.collector.metrics(&self.world, pods).await
     }
 
     /// What happens from now on.

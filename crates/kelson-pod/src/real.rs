@@ -162,6 +162,14 @@ impl Cgroups for Hierarchy {
         if_there(Cgroup::new(self, path)?.usage())
     }
 
+    fn pids(&self, path: &str) -> kelson_cgroup::Result<Vec<u32>> {
+        Cgroup::new(self, path)?.pids()
+    }
+
+    fn oom_kills(&self, path: &str) -> kelson_cgroup::Result<u64> {
+        Cgroup::new(self, path)?.oom_kills()
+    }
+
     fn signal(&self, path: &str, pid: u32, signal: i32) -> kelson_cgroup::Result<()> {
         let cgroup = Cgroup::new(self, path)?;
         let process = i32::try_from(pid).ok().and_then(Pid::from_raw);

@@ -182,14 +182,7 @@ impl Collector {
         let usage_nano_cores = cgroup
             .as_ref()
             .and_then(|stats| self.sample(&pod.cgroup, at, stats.cpu.usage_ns));
-        let network = match &pod.state {
-            PodState::Ready { shim_pid, .. }
-                if pod.config.namespaces.network != NamespaceMode::Node =>
-            {
-                interfaces(*shim_pid)
-            }
-            _ => Vec::new(),
-        };
+        let network = interfaces_of(&pod);
         PodStats {
             pod,
             at,
@@ -226,7 +219,11 @@ impl Collector {
 
     /// Measures writable directories that were not measured for a while, in the background; waits a
     /// moment for those that were never measured.
-    async fn measure(self: &Arc<Self>, world: &Arc<World>, containers: Vec<Arc<Container>>) {
+    pub(crate) async fn measure(
+        self: &Arc<Self>,
+        world: &Arc<World>,
+        containers: Vec<Arc<Container>>,
+    ) {
         let oldest = now().saturating_sub(
             i64::try_from(world.config.writable_usage_age.as_nanos()).unwrap_or(i64::MAX),
         );
@@ -263,6 +260,11 @@ impl Collector {
             // Late or not, it is remembered for the next time.
             let _ = tokio::time::timeout(FIRST_MEASURE, start(first)).await;
         }
+    }
+
+    /// The last measurement of a container's writable directory.
+    pub(crate) fn known_writable(&self, id: &ContainerId) -> Option<WritableUsage> {
+        lock(&self.writable).get(id)?.known.clone()
     }
 
     fn measure_one(&self, world: &World, id: ContainerId) {
@@ -304,16 +306,28 @@ impl Collector {
     }
 }
 
-fn is_running(container: &Container) -> bool {
+pub(crate) fn is_running(container: &Container) -> bool {
     matches!(container.state, ContainerState::Running { .. })
 }
 
 /// What was read of a cgroup, if it is there.
-fn present(path: &str, read: kelson_cgroup::Result<Option<Stats>>) -> Option<Stats> {
+pub(crate) fn present(path: &str, read: kelson_cgroup::Result<Option<Stats>>) -> Option<Stats> {
     read.unwrap_or_else(|error| {
         tracing::debug!(path, error = %chain(&error), "a cgroup cannot be read");
         None
     })
+}
+
+/// A ready pod's interfaces, as [`PodStats::network`] has them.
+pub(crate) fn interfaces_of(pod: &Pod) -> Vec<kelson_network::InterfaceStats> {
+    match &pod.state {
+        PodState::Ready { shim_pid, .. }
+            if pod.config.namespaces.network != NamespaceMode::Node =>
+        {
+            interfaces(*shim_pid)
+        }
+        _ => Vec::new(),
+    }
 }
 
 /// The interfaces in a shim's network namespace, `eth0` first, without `lo`.

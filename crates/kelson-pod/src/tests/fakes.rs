@@ -467,6 +467,14 @@ impl Cgroups for Machine {
         self.stats(path)
     }
 
+    fn pids(&self, _: &str) -> kelson_cgroup::Result<Vec<u32>> {
+        Ok(Vec::new())
+    }
+
+    fn oom_kills(&self, _: &str) -> kelson_cgroup::Result<u64> {
+        Ok(0)
+    }
+
     fn signal(&self, _: &str, _: u32, _: i32) -> kelson_cgroup::Result<()> {
         self.step_now("direct signal")
             .map_err(|()| cgroup_error("signal"))

@@ -10,6 +10,7 @@ mod container_stats;
 mod container_status;
 mod container_stop;
 mod events;
+mod metrics;
 mod sandbox_list;
 mod sandbox_remove;
 mod sandbox_run;

@@ -36,10 +36,6 @@ macro_rules! runtime_service {
                 }
             )*
 
-            async fn stream_pod_sandbox_metrics(&self, _: Request<v1::StreamPodSandboxMetricsRequest>) -> Result<Response<BoxStream<v1::StreamPodSandboxMetricsResponse>>, Status> {
-                Err(absent("StreamPodSandboxMetrics"))
-            }
-
             $(
                 async fn $absent(&self, _: Request<v1::$absent_in>) -> Result<Response<v1::$absent_out>, Status> {
                     Err(absent($absent_name))
@@ -75,6 +71,8 @@ runtime_service! {
         list_container_stats("ListContainerStats", request: ListContainerStatsRequest) -> ListContainerStatsResponse = |server| server.container_usage_list(request).await;
         pod_sandbox_stats("PodSandboxStats", request: PodSandboxStatsRequest, &request.pod_sandbox_id) -> PodSandboxStatsResponse = |server| server.sandbox_usage(&request).await;
         list_pod_sandbox_stats("ListPodSandboxStats", request: ListPodSandboxStatsRequest) -> ListPodSandboxStatsResponse = |server| server.sandbox_usage_list(request).await;
+        list_metric_descriptors("ListMetricDescriptors", _request: ListMetricDescriptorsRequest) -> ListMetricDescriptorsResponse = |_server| Ok(Self::metric_descriptors());
+        list_pod_sandbox_metrics("ListPodSandboxMetrics", _request: ListPodSandboxMetricsRequest) -> ListPodSandboxMetricsResponse = |server| Ok(server.metrics_list().await);
     }
     streams {
         get_container_events("GetContainerEvents", _request: GetEventsRequest) -> ContainerEventResponse = |server| server.events();
@@ -82,10 +80,9 @@ runtime_service! {
         stream_containers("StreamContainers", request: StreamContainersRequest) -> StreamContainersResponse = |server| server.container_stream(request);
         stream_container_stats("StreamContainerStats", request: StreamContainerStatsRequest) -> StreamContainerStatsResponse = |server| server.container_usage_stream(request);
         stream_pod_sandbox_stats("StreamPodSandboxStats", request: StreamPodSandboxStatsRequest) -> StreamPodSandboxStatsResponse = |server| server.sandbox_usage_stream(request);
+        stream_pod_sandbox_metrics("StreamPodSandboxMetrics", _request: StreamPodSandboxMetricsRequest) -> StreamPodSandboxMetricsResponse = |server| server.metrics_stream();
     }
     absent {
-        list_metric_descriptors("ListMetricDescriptors", ListMetricDescriptorsRequest) -> ListMetricDescriptorsResponse;
-        list_pod_sandbox_metrics("ListPodSandboxMetrics", ListPodSandboxMetricsRequest) -> ListPodSandboxMetricsResponse;
         update_container_resources("UpdateContainerResources", UpdateContainerResourcesRequest) -> UpdateContainerResourcesResponse;
         exec("Exec", ExecRequest) -> ExecResponse;
         attach("Attach", AttachRequest) -> AttachResponse;

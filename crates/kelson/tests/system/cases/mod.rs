@@ -8,6 +8,7 @@ mod containers;
 mod crash;
 mod crictl;
 mod logs;
+mod metrics;
 mod network;
 mod oci;
 mod pods;
@@ -28,6 +29,7 @@ pub(crate) fn all() -> Vec<Case> {
         crash::cases(),
         crictl::cases(),
         logs::cases(),
+        metrics::cases(),
         network::cases(),
         oci::cases(),
         pods::cases(),
