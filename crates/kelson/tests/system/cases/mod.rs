@@ -1,9 +1,11 @@
 //! The cases, by what they are about.
 
+mod bad_archives;
 mod bad_images;
 mod bad_input;
 mod bad_networks;
 mod cli;
+mod cli_run;
 mod containers;
 mod crash;
 mod crictl;
@@ -11,20 +13,24 @@ mod logs;
 mod metrics;
 mod network;
 mod oci;
+mod podman;
 mod pods;
 mod registry;
 mod security;
 mod stats;
+mod updates;
 
 use crate::case::Case;
 
 /// All of them.
 pub(crate) fn all() -> Vec<Case> {
     [
+        bad_archives::cases(),
         bad_images::cases(),
         bad_input::cases(),
         bad_networks::cases(),
         cli::cases(),
+        cli_run::cases(),
         containers::cases(),
         crash::cases(),
         crictl::cases(),
@@ -32,10 +38,12 @@ pub(crate) fn all() -> Vec<Case> {
         metrics::cases(),
         network::cases(),
         oci::cases(),
+        podman::cases(),
         pods::cases(),
         registry::cases(),
         security::cases(),
         stats::cases(),
+        updates::cases(),
     ]
     .into_iter()
     .flatten()
