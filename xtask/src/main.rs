@@ -5,6 +5,7 @@
     reason = "a command line tool"
 )]
 
+mod conformance;
 mod deny;
 mod proto;
 mod setup;
@@ -19,6 +20,12 @@ Usage: cargo xtask <command>
 
 Commands:
   test [name]       install what tests need, run them all, count passed, failed and skipped
+  conformance       run the CRI's validation suite, critest, on a private daemon
+      [--program PATH]    the daemon's program (else it is built now, optimised)
+      [--focus REGEX]     only specs whose name matches
+      [--keep]            leave the logs there
+      [--endpoint SOCKET --certs-dir DIR]
+                          run it on another runtime, which reads its registry hosts from DIR
   tidy              rules of the code that the compiler does not know
   deny              licences, sources and bans of dependencies
   proto [--check]   generate the CRI bindings from proto/ (--check: only see whether they are current)
@@ -29,6 +36,10 @@ fn main() -> ExitCode {
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
     let result = match args.as_slice() {
         ["test", filter @ ..] => test::run(&root(), filter),
+        ["conformance", options @ ..] if conformance::Options::parse(options).is_some() => {
+            let options = conformance::Options::parse(options).unwrap_or_default();
+            conformance::run(&root(), &options)
+        }
         ["tidy"] => tidy::run(&root()),
         ["deny"] => deny::run(&root()),
         ["proto"] => proto::run(&root(), proto::Mode::Write),

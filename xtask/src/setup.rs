@@ -15,6 +15,8 @@ const PACKAGES: &[(&str, &str)] = &[
     ("/usr/lib/cni/bridge", "containernetworking-plugins"),
     ("/usr/sbin/nft", "nftables"),
     ("/sbin/ip", "iproute2"),
+    ("/usr/bin/ipcs", "util-linux"),
+    ("/usr/bin/pgrep", "procps"),
     ("/usr/bin/skopeo", "skopeo"),
     ("/usr/bin/umoci", "umoci"),
 ];
@@ -67,27 +69,74 @@ fn install(names: &[&str]) -> Result<()> {
 
 /// Builds crictl from its Go module into `target/tools`; the error says why it could not be.
 pub(crate) fn crictl(root: &Path) -> Result<PathBuf> {
+    go_program(root, "crictl", &["build", "-trimpath"])
+}
+
+/// As [`crictl`], the validation suite critest, which is a test program.
+pub(crate) fn critest(root: &Path) -> Result<PathBuf> {
+    go_program(root, "critest", &["test", "-c", "-trimpath"])
+}
+
+fn go_program(root: &Path, name: &str, how: &[&str]) -> Result<PathBuf> {
     let module = root.join("tests/tools");
-    let wanted = root.join("target/tools/crictl");
+    let wanted = root.join("target/tools").join(name);
     if is_newer(&wanted, &module.join("go.sum")) {
         return Ok(wanted);
     }
-    println!("building crictl from its Go module");
+    println!("building {name} from its Go module");
     let output = Command::new("go")
         .current_dir(&module)
         .env("CGO_ENABLED", "0")
-        .args(["build", "-trimpath", "-o"])
+        .args(how)
+        .arg("-o")
         .arg(&wanted)
-        .arg("sigs.k8s.io/cri-tools/cmd/crictl")
+        .arg(format!("sigs.k8s.io/cri-tools/cmd/{name}"))
         .output()
         .context("cannot run go; install Go 1.21 or newer")?;
     if !output.status.success() {
         bail!(
-            "go build failed: {}",
+            "go {} failed: {}",
+            how[0],
             String::from_utf8_lossy(&output.stderr).trim()
         );
     }
     Ok(wanted)
+}
+
+/// Debian's ordinary busybox, taken out of its package: it cannot be installed beside the static
+/// one, whose shell runs its own programs without executing them.
+pub(crate) fn busybox(root: &Path) -> Result<PathBuf> {
+    let folder = root.join("target/tools/busybox");
+    let wanted = folder.join("bin/busybox");
+    if wanted.exists() {
+        return Ok(wanted);
+    }
+    std::fs::create_dir_all(&folder)
+        .with_context(|| format!("cannot make {}", folder.display()))?;
+    let script = "apt-get download -qq busybox && dpkg-deb -x busybox_*.deb . && rm busybox_*.deb";
+    let output = Command::new("sh")
+        .current_dir(&folder)
+        .args(["-c", script])
+        .output()
+        .context("cannot run sh")?;
+    if !output.status.success() {
+        let text = String::from_utf8_lossy(&output.stderr);
+        bail!("cannot get Debian's busybox package: {}", text.trim());
+    }
+    Ok(wanted)
+}
+
+/// Builds the program that people run: the optimised one.
+pub(crate) fn kelson(root: &Path) -> Result<PathBuf> {
+    let built = Command::new(env!("CARGO"))
+        .current_dir(root)
+        .args(["build", "--release", "--quiet", "--bin", "kelson"])
+        .status()
+        .context("cannot run cargo")?;
+    if !built.success() {
+        bail!("the program does not build");
+    }
+    Ok(root.join("target/release/kelson"))
 }
 
 fn is_newer(built: &Path, source: &Path) -> bool {

@@ -55,23 +55,14 @@ pub(crate) fn run(root: &Path, filter: &[&str]) -> Result<()> {
     if let Err(reason) = &crictl {
         println!("no crictl: {reason:#}");
     }
-    // The daemon under test is the program people run: optimised.
-    let built = Command::new(env!("CARGO"))
-        .current_dir(root)
-        .args(["build", "--release", "--quiet", "--bin", "kelson"])
-        .status()
-        .context("cannot run cargo")?;
-    if !built.success() {
-        bail!("the program does not build");
-    }
-
+    let program = setup::kelson(root)?;
     let mut tally = Tally::default();
     let mut tests = Command::new(env!("CARGO"));
     tests
         .current_dir(root)
         .args(["test", "--workspace", "--no-fail-fast", "--"]);
     tests.args(filter).arg("--show-output");
-    tests.env("KELSON_TEST_PROGRAM", root.join("target/release/kelson"));
+    tests.env("KELSON_TEST_PROGRAM", program);
     if let Ok(path) = &crictl {
         tests.env("KELSON_TEST_CRICTL", path);
     }

@@ -60,7 +60,7 @@ pub struct BuiltImage {
 }
 
 /// Collects what an image shall hold. Directories above a file are added by themselves.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct ImageBuilder {
     tar: Vec<u8>,
     directories: BTreeSet<String>,
