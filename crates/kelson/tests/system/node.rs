@@ -324,6 +324,8 @@ impl Drop for Node {
         }
         remove_cgroups(&Path::new("/sys/fs/cgroup").join(&self.name));
         let _ = std::process::Command::new("ip").args(["link", "del", &self.name]).output();
+        let table = ["delete", "table", "inet", &self.name];
+        let _ = std::process::Command::new("nft").args(table).output();
     }
 }
 
