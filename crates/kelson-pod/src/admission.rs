@@ -44,6 +44,8 @@ pub(crate) enum ContainerCommand {
     Create,
     Start,
     Stop,
+    /// What it may use is to change.
+    Update,
 }
 
 /// What becomes of a command.
@@ -86,6 +88,8 @@ pub(crate) fn container(stage: ContainerStage, command: ContainerCommand) -> Dec
         // What was never started needs no stop, and may be started still.
         (C::Stop, S::Created | S::Exited | S::Removing) => D::Done,
         (C::Stop, S::Starting | S::Running) => D::Wish,
+        (C::Update, S::Created | S::Running) => D::Wish,
+        (C::Update, S::Starting | S::Exited | S::Removing) => D::Refuse,
     }
 }
 

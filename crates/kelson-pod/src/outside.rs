@@ -106,6 +106,8 @@ pub(crate) trait Cgroups: Send + Sync {
     fn stats(&self, path: &str) -> kelson_cgroup::Result<Option<Stats>>;
     /// CPU time, memory and pressure alone, for less than half of the cost; `None` as above.
     fn usage(&self, path: &str) -> kelson_cgroup::Result<Option<Stats>>;
+    /// Sets limits; those that are not given stay.
+    fn apply(&self, path: &str, limits: &kelson_cgroup::Resources) -> kelson_cgroup::Result<()>;
     /// Its processes and those beneath; none when it is not there.
     fn pids(&self, path: &str) -> kelson_cgroup::Result<Vec<u32>>;
     /// How many of its processes were killed for lack of memory.

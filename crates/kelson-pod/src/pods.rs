@@ -7,7 +7,7 @@ use std::time::Duration;
 use kelson_shim::client::Zygote;
 use tokio::sync::{mpsc, oneshot};
 
-use crate::config::{ContainerConfig, PodConfig, Profile};
+use crate::config::{ContainerConfig, PodConfig, Profile, Resources};
 use crate::error::{ExecError, OpenError, PodError};
 use crate::events::Events;
 use crate::metrics::PodMetrics;
@@ -241,6 +241,42 @@ impl Pods {
         let id = *container;
         self.ask(self.task_of(container), |reply| Message::RemoveContainer {
             id,
+            reply,
+        })
+        .await
+    }
+
+    /// Changes what a created or running container may use: fields that are given; zero and empty ones stay
+    /// as they are. Memory below what is in use is refused, and after any error nothing has changed.
+    pub async fn update_container(
+        &self,
+        container: &ContainerId,
+        change: Resources,
+    ) -> Result<(), PodError> {
+        let (id, change) = (*container, Box::new(change));
+        let inbox = self.task_of(container);
+        let inbox = inbox.ok_or(PodError::NoSuchContainer(id))?;
+        self.ask(Some(inbox), |reply| Message::UpdateContainer {
+            id,
+            change,
+            reply,
+        })
+        .await
+    }
+
+    /// Keeps what a ready pod's containers need beside themselves, and what all of it may use. The pod's
+    /// cgroup is its owner's to change.
+    pub async fn update_pod(
+        &self,
+        pod: &PodId,
+        overhead: Option<Resources>,
+        resources: Option<Resources>,
+    ) -> Result<(), PodError> {
+        let inbox = self.world.registry.find(pod);
+        let inbox = inbox.ok_or(PodError::NoSuchPod(*pod))?;
+        self.ask(Some(inbox), |reply| Message::UpdatePod {
+            overhead: overhead.map(Box::new),
+            resources: resources.map(Box::new),
             reply,
         })
         .await

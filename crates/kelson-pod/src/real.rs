@@ -162,6 +162,10 @@ impl Cgroups for Hierarchy {
         if_there(Cgroup::new(self, path)?.usage())
     }
 
+    fn apply(&self, path: &str, limits: &kelson_cgroup::Resources) -> kelson_cgroup::Result<()> {
+        Cgroup::new(self, path)?.apply(limits)
+    }
+
     fn pids(&self, path: &str) -> kelson_cgroup::Result<Vec<u32>> {
         Cgroup::new(self, path)?.pids()
     }

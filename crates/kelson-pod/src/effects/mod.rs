@@ -7,3 +7,4 @@ pub(crate) mod kill;
 pub(crate) mod remove;
 pub(crate) mod start;
 pub(crate) mod up;
+pub(crate) mod update;

@@ -130,7 +130,20 @@ fn process(request: &Request<'_>) -> Process {
     process
 }
 
-fn oom_score(wanted: &Resources, node: &NodeRules) -> i32 {
+/// Puts other limits into a specification.
+pub(crate) fn change_resources(spec: &mut Spec, wanted: &Resources, node: &NodeRules) {
+    if let Some(process) = spec.process_mut() {
+        process.set_oom_score_adj(Some(oom_score(wanted, node)));
+    }
+    if let Some(linux) = spec.linux_mut() {
+        let mut limits = linux.resources().clone().unwrap_or_default();
+        resources::set(&mut limits, wanted);
+        linux.set_resources(Some(limits));
+    }
+}
+
+/// The OOM score to set: the wanted one, or the least that the daemon may set.
+pub(crate) fn oom_score(wanted: &Resources, node: &NodeRules) -> i32 {
     // Validation has seen to it that it is between -1000 and 1000.
     let wanted = i32::try_from(wanted.oom_score_adj).unwrap_or_default();
     node.least_oom_score

@@ -33,13 +33,19 @@ pub(crate) fn limits(
     devices: &[Node],
 ) -> LinuxResources {
     let mut all = LinuxResources::default();
-    all.set_cpu(cpu(wanted)).set_memory(memory(wanted));
+    set(&mut all, wanted);
     all.set_pids(pids.map(|limit| {
         let mut pids = LinuxPids::default();
         pids.set_limit(limit);
         pids
     }));
     all.set_devices(Some(device_rules(privileged, devices)));
+    all
+}
+
+/// Sets the limits that a request can give.
+pub(crate) fn set(all: &mut LinuxResources, wanted: &Resources) {
+    all.set_cpu(cpu(wanted)).set_memory(memory(wanted));
     if !wanted.hugepages.is_empty() {
         let limit = |(size, bytes): &(String, u64)| {
             let mut limit = LinuxHugepageLimit::default();
@@ -54,7 +60,6 @@ pub(crate) fn limits(
         let unified: HashMap<_, _> = wanted.unified.clone().into_iter().collect();
         all.set_unified(Some(unified));
     }
-    all
 }
 
 fn cpu(wanted: &Resources) -> Option<LinuxCpu> {

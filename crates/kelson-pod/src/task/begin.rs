@@ -138,6 +138,11 @@ impl PodTask {
             let _ = reply.send(Err(PodError::NoSuchContainer(id)));
             return;
         };
+        if let Some(waiting) = &mut self.containers[index].updating {
+            // It starts with its new limits.
+            waiting.push(Message::StartContainer { id, reply });
+            return;
+        }
         let container = &self.containers[index];
         let decision = admission::container(container.stage(), ContainerCommand::Start);
         let Phase::Ready(running) = &self.phase else {

@@ -7,7 +7,7 @@ use kelson_shim::proto::Exit;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use super::Reply;
+use super::{Message, Reply};
 use crate::admission::ContainerStage;
 use crate::config::ContainerConfig;
 use crate::error::PodError;
@@ -26,6 +26,8 @@ pub(crate) struct Container {
     pub(super) stops: Vec<Reply<()>>,
     pub(super) removes: Vec<Reply<()>>,
     pub(super) remove_wanted: bool,
+    /// What waits for the end of the update under way, if there is one.
+    pub(super) updating: Option<Vec<Message>>,
 }
 
 /// What a container is doing, with what it has while it does.
@@ -92,6 +94,7 @@ impl Container {
             stops: Vec::new(),
             removes: Vec::new(),
             remove_wanted: false,
+            updating: None,
         }
     }
 

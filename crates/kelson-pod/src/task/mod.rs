@@ -30,6 +30,7 @@ mod begin;
 pub(crate) mod container;
 mod end;
 pub(crate) mod pod;
+mod update;
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -40,9 +41,10 @@ use kelson_shim::ids::{ContainerId, PodId};
 use kelson_shim::proto::Started;
 use tokio::sync::{mpsc, oneshot};
 
-use crate::config::{ContainerConfig, PodConfig};
+use crate::config::{ContainerConfig, PodConfig, Resources};
 use crate::effects::start::StartError;
 use crate::effects::up::Up;
+use crate::effects::update::Updated;
 use crate::error::PodError;
 use crate::events::{Event, EventKind};
 use crate::outside::{Found, Shim};
@@ -85,6 +87,16 @@ pub(crate) enum Message {
         id: ContainerId,
         reply: Reply<()>,
     },
+    UpdateContainer {
+        id: ContainerId,
+        change: Box<Resources>,
+        reply: Reply<()>,
+    },
+    UpdatePod {
+        overhead: Option<Box<Resources>>,
+        resources: Option<Box<Resources>>,
+        reply: Reply<()>,
+    },
 
     /// The pod was made, or everything of it is undone.
     Up(Result<Box<Up>, PodError>),
@@ -101,6 +113,12 @@ pub(crate) enum Message {
     Started {
         id: ContainerId,
         result: Result<Started, StartError>,
+    },
+    /// A container's limits were changed, or not.
+    ContainerUpdated {
+        id: ContainerId,
+        result: Result<Box<Updated>, PodError>,
+        reply: Reply<()>,
     },
     /// The shim tells something.
     Shim(ShimEvent),
@@ -236,6 +254,17 @@ impl PodTask {
                 self.on_stop_container(id, timeout, reply);
             }
             Message::RemoveContainer { id, reply } => self.on_remove_container(id, reply),
+            Message::UpdateContainer { id, change, reply } => {
+                self.on_update_container(id, *change, reply);
+            }
+            Message::UpdatePod {
+                overhead,
+                resources,
+                reply,
+            } => self.on_update_pod(overhead.map(|one| *one), resources.map(|one| *one), reply),
+            Message::ContainerUpdated { id, result, reply } => {
+                self.on_container_updated(id, result, reply);
+            }
             Message::Up(Ok(up)) => self.on_up(*up),
             Message::Up(Err(error)) => return self.on_failed(&error),
             Message::Down(result) => self.on_down(result),

@@ -50,7 +50,7 @@ impl PodTask {
             what: format!("pod {}", self.id),
         };
         let result = match admission::pod(self.stage(), PodCommand::Run) {
-            _ if config != *self.config => Err(exists()),
+            _ if !same_request(&config, &self.config) => Err(exists()),
             Decision::Done => Ok(self.id),
             Decision::Join | Decision::Wish => {
                 if let Phase::Starting { waiters } = &mut self.phase {
@@ -285,6 +285,16 @@ impl PodTask {
             }
         }
     }
+}
+
+/// Whether a request is for the pod with this configuration, whose resources may have been updated since.
+fn same_request(asked: &PodConfig, known: &PodConfig) -> bool {
+    let asked_now = PodConfig {
+        overhead: known.overhead.clone(),
+        resources: known.resources.clone(),
+        ..asked.clone()
+    };
+    asked_now == *known
 }
 
 /// Finds the shim that lives in a pod's directory. One that is gone is gone; one that does not answer is

@@ -37,6 +37,8 @@ pub(super) struct Things {
     pub(super) shims: BTreeMap<PathBuf, FakeShim>,
     pub(super) networks: BTreeSet<String>,
     pub(super) cgroups: BTreeSet<String>,
+    /// Limits in the order in which they were set.
+    pub(super) limits: Vec<(String, kelson_cgroup::Resources)>,
     /// Steps that fail.
     pub(super) failing: HashSet<&'static str>,
     /// Every step that was taken, in order.
@@ -465,6 +467,14 @@ impl Cgroups for Machine {
 
     fn usage(&self, path: &str) -> kelson_cgroup::Result<Option<Stats>> {
         self.stats(path)
+    }
+
+    fn apply(&self, path: &str, limits: &kelson_cgroup::Resources) -> kelson_cgroup::Result<()> {
+        self.step_now("cgroup apply")
+            .map_err(|()| cgroup_error("apply"))?;
+        let limits = (path.to_owned(), limits.clone());
+        self.things().limits.push(limits);
+        Ok(())
     }
 
     fn pids(&self, _: &str) -> kelson_cgroup::Result<Vec<u32>> {

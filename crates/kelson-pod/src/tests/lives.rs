@@ -1,6 +1,7 @@
 //! What goes well: pods and containers from the request to the removal.
 
 use super::*;
+use crate::config::Resources;
 use crate::error::ErrorKind;
 use crate::view::{ExitReason, PodState};
 use crate::{EventKind, ExecError, PodError};
@@ -338,4 +339,103 @@ async fn many_pods_at_once() {
         life.await.unwrap();
     }
     assert!(node.is_clean());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_update_is_made_and_survives_a_restart() {
+    let node = Node::new().await;
+    let (pod, container) = node.running().await;
+    let limit = |memory_limit| Resources {
+        memory_limit,
+        ..Resources::default()
+    };
+    node.pods
+        .update_container(&container, limit(1 << 20))
+        .await
+        .unwrap();
+    let shares = Resources {
+        cpu_shares: 512,
+        ..Resources::default()
+    };
+    node.pods
+        .update_container(&container, shares.clone())
+        .await
+        .unwrap();
+    {
+        let set = &node.machine.things().limits;
+        assert_eq!(set[0].1.memory_limit, Some(1 << 20));
+        assert_eq!(
+            (set[1].1.memory_limit, set[1].1.cpu_shares),
+            (None, Some(512))
+        );
+        assert!(set[0].0.ends_with(container.as_str()));
+    }
+    // What cannot be set leaves everything as it was.
+    node.machine.things().failing.insert("cgroup apply");
+    let error = node.pods.update_container(&container, limit(2 << 20)).await;
+    assert_eq!(error.unwrap_err().kind(), ErrorKind::Internal);
+    node.machine.things().failing.clear();
+    let unified = Resources {
+        unified: [("memory.high".to_owned(), "1".to_owned())].into(),
+        ..Resources::default()
+    };
+    let error = node.pods.update_container(&container, unified).await;
+    assert_eq!(error.unwrap_err().kind(), ErrorKind::Unsupported);
+    node.pods
+        .update_pod(&pod, Some(shares), None)
+        .await
+        .unwrap();
+
+    let node = node.restart().await;
+    let resources = node.container(container).resolved.resources.clone();
+    assert_eq!(
+        (resources.memory_limit, resources.cpu_shares),
+        (1 << 20, 512)
+    );
+    let overhead = node
+        .pods
+        .snapshot()
+        .pod(&pod)
+        .unwrap()
+        .config
+        .overhead
+        .clone();
+    assert_eq!(overhead.unwrap().cpu_shares, 512);
+    // The same pod asked for again is still the same.
+    assert_eq!(node.pod().await, pod);
+
+    node.pods
+        .stop_container(&container, Duration::from_secs(10))
+        .await
+        .unwrap();
+    let error = node.pods.update_container(&container, limit(1)).await;
+    assert_eq!(error.unwrap_err().kind(), ErrorKind::State);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_update_before_the_start_is_started_with() {
+    let node = Node::new().await;
+    let pod = node.pod().await;
+    let config = container_config("main");
+    let id = node.pods.create_container(&pod, config).await.unwrap();
+    let change = Resources {
+        memory_limit: 1 << 20,
+        oom_score_adj: 7,
+        ..Resources::default()
+    };
+    let pods = node.pods.clone();
+    let (updated, started) = tokio::join!(
+        pods.update_container(&id, change),
+        pods.start_container(&id)
+    );
+    updated.unwrap();
+    started.unwrap();
+    assert!(node.machine.things().limits.is_empty());
+    let record: Option<crate::record::SpecRecord> =
+        node.pods.world().store.get(id.as_str()).unwrap();
+    let spec = record.unwrap().spec;
+    let limits = spec.linux().as_ref().unwrap().resources().clone().unwrap();
+    assert_eq!(limits.memory().unwrap().limit(), Some(1 << 20));
+    assert!(limits.devices().is_some());
+    assert_eq!(spec.process().as_ref().unwrap().oom_score_adj(), Some(7));
 }

@@ -20,6 +20,13 @@ pub(crate) const MAX_LABEL_BYTES: usize = 1 << 20;
 /// Longest name of a pod, namespace or container, in bytes. Kubernetes allows 253.
 const MAX_NAME: usize = 1024;
 
+/// Checks a change of resources alone; `field` is what the request calls them.
+pub(crate) fn resources(field: &str, wanted: &Resources, facts: Facts) -> Result<(), PodError> {
+    let mut checker = Checker::default();
+    checker.resources(field, wanted, facts);
+    checker.finish()
+}
+
 /// What validation must know of the machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Facts {

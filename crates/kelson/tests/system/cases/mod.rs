@@ -19,6 +19,7 @@ mod registry;
 mod security;
 mod stats;
 mod updates;
+mod updates;
 
 use crate::case::Case;
 
@@ -43,6 +44,7 @@ pub(crate) fn all() -> Vec<Case> {
         registry::cases(),
         security::cases(),
         stats::cases(),
+        updates::cases(),
         updates::cases(),
     ]
     .into_iter()
