@@ -21,7 +21,7 @@ Usage: cargo xtask <command>
 Commands:
   test [name]       install what tests need, run them all, count passed, failed and skipped
   conformance       run the CRI's validation suite, critest, on a private daemon
-      [--program PATH]    the daemon's program (else it is built now, optimised)
+      [--program PATH]    the daemon's program (else it is built now)
       [--focus REGEX]     only specs whose name matches
       [--keep]            leave the logs there
       [--endpoint SOCKET --certs-dir DIR]

@@ -126,17 +126,17 @@ pub(crate) fn busybox(root: &Path) -> Result<PathBuf> {
     Ok(wanted)
 }
 
-/// Builds the program that people run: the optimised one.
+/// Builds the program, as `cargo test` does.
 pub(crate) fn kelson(root: &Path) -> Result<PathBuf> {
     let built = Command::new(env!("CARGO"))
         .current_dir(root)
-        .args(["build", "--release", "--quiet", "--bin", "kelson"])
+        .args(["build", "--quiet", "--bin", "kelson"])
         .status()
         .context("cannot run cargo")?;
     if !built.success() {
         bail!("the program does not build");
     }
-    Ok(root.join("target/release/kelson"))
+    Ok(root.join("target/debug/kelson"))
 }
 
 fn is_newer(built: &Path, source: &Path) -> bool {

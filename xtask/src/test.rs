@@ -55,14 +55,12 @@ pub(crate) fn run(root: &Path, filter: &[&str]) -> Result<()> {
     if let Err(reason) = &crictl {
         println!("no crictl: {reason:#}");
     }
-    let program = setup::kelson(root)?;
     let mut tally = Tally::default();
     let mut tests = Command::new(env!("CARGO"));
     tests
         .current_dir(root)
         .args(["test", "--workspace", "--no-fail-fast", "--"]);
     tests.args(filter).arg("--show-output");
-    tests.env("KELSON_TEST_PROGRAM", program);
     if let Ok(path) = &crictl {
         tests.env("KELSON_TEST_CRICTL", path);
     }

@@ -29,7 +29,7 @@ pub(crate) struct Node {
     name: String,
 }
 
-/// The program under test: the optimised one when the test command built it.
+/// The program under test; `KELSON_TEST_PROGRAM` names another build of it.
 pub(crate) fn program() -> PathBuf {
     std::env::var_os("KELSON_TEST_PROGRAM")
         .map_or_else(|| PathBuf::from(env!("CARGO_BIN_EXE_kelson")), PathBuf::from)
