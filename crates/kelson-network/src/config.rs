@@ -10,6 +10,8 @@ use ipnet::IpNet;
 pub struct NetworkConfig {
     /// Directory of CNI configurations.
     pub conf_dir: PathBuf,
+    /// What [`Network::configure`](crate::Network::configure) makes a configuration of.
+    pub conf_template: Option<PathBuf>,
     /// Directories of external plugins, first match wins.
     pub bin_dirs: Vec<PathBuf>,
     /// Records of attachments, one file per pod. Keep it on disk: addresses survive a reboot, so
@@ -38,6 +40,7 @@ impl Default for NetworkConfig {
     fn default() -> Self {
         Self {
             conf_dir: "/etc/cni/net.d".into(),
+            conf_template: None,
             bin_dirs: vec!["/opt/cni/bin".into(), "/usr/lib/cni".into()],
             cache_dir: "/var/lib/kelson/cni".into(),
             ipam_dir: "/var/lib/cni/networks".into(),

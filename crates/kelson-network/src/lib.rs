@@ -21,9 +21,11 @@ mod plan;
 mod pod;
 mod record;
 mod stats;
+mod template;
 
 pub use config::{Fallback, NetworkConfig};
 pub use error::{Error, NotReady, StatsError};
 pub use network::{Network, RecordSummary};
 pub use pod::{Attachment, Bandwidth, Dns, Interface, Netns, Pod, PortMapping, Protocol};
 pub use stats::{InterfaceStats, interface_stats};
+pub use template::TemplateError;

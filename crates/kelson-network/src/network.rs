@@ -97,6 +97,16 @@ impl Network {
         checked.map_err(|error| NotReady::new(chain(&error)))
     }
 
+    /// The settings it was opened with.
+    pub(crate) fn config(&self) -> &NetworkConfig {
+        &self.0.config
+    }
+
+    /// Whether there is a usable configuration.
+    pub(crate) fn is_configured(&self) -> bool {
+        self.0.conf(false).is_ok()
+    }
+
     /// Attaches the pod: `lo` up, `eth0` made and addressed, ports published. On an error
     /// everything is undone; what cannot be undone keeps its record for [`Network::del`].
     ///

@@ -12,6 +12,7 @@ mod container_stop;
 mod container_update;
 mod events;
 mod metrics;
+mod runtime_update;
 mod sandbox_list;
 mod sandbox_remove;
 mod sandbox_run;

@@ -71,6 +71,7 @@ runtime_service! {
         list_container_stats("ListContainerStats", request: ListContainerStatsRequest) -> ListContainerStatsResponse = |server| server.container_usage_list(request).await;
         pod_sandbox_stats("PodSandboxStats", request: PodSandboxStatsRequest, &request.pod_sandbox_id) -> PodSandboxStatsResponse = |server| server.sandbox_usage(&request).await;
         list_pod_sandbox_stats("ListPodSandboxStats", request: ListPodSandboxStatsRequest) -> ListPodSandboxStatsResponse = |server| server.sandbox_usage_list(request).await;
+        update_runtime_config("UpdateRuntimeConfig", request: UpdateRuntimeConfigRequest) -> UpdateRuntimeConfigResponse = |server| server.runtime_update(request).await;
         update_container_resources("UpdateContainerResources", request: UpdateContainerResourcesRequest, &request.container_id) -> UpdateContainerResourcesResponse = |server| server.container_update(request).await;
         update_pod_sandbox_resources("UpdatePodSandboxResources", request: UpdatePodSandboxResourcesRequest, &request.pod_sandbox_id) -> UpdatePodSandboxResourcesResponse = |server| server.sandbox_update(request).await;
         list_metric_descriptors("ListMetricDescriptors", _request: ListMetricDescriptorsRequest) -> ListMetricDescriptorsResponse = |_server| Ok(Self::metric_descriptors());
@@ -88,7 +89,6 @@ runtime_service! {
         exec("Exec", ExecRequest) -> ExecResponse;
         attach("Attach", AttachRequest) -> AttachResponse;
         port_forward("PortForward", PortForwardRequest) -> PortForwardResponse;
-        update_runtime_config("UpdateRuntimeConfig", UpdateRuntimeConfigRequest) -> UpdateRuntimeConfigResponse;
         checkpoint_container("CheckpointContainer", CheckpointContainerRequest) -> CheckpointContainerResponse;
     }
 }

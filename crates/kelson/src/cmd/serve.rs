@@ -170,6 +170,7 @@ pub(crate) fn network_config(config: &Config) -> NetworkConfig {
     };
     NetworkConfig {
         conf_dir: config.cni_conf_dir.clone(),
+        conf_template: config.cni_conf_template.clone(),
         bin_dirs: config.cni_bin_dirs.clone(),
         cache_dir: config.root.join("cni"),
         ipam_dir: config.ipam_dir.clone(),

@@ -87,6 +87,18 @@ pub(super) const KEYS: &[Key] = &[
         set: |c, v| absolute(v).map(|p| c.cni_conf_dir = p),
     },
     Key {
+        name: "network.conf_template",
+        doc: "A conflist with placeholders, for nodes whose kubelet tells the pod addresses (UpdateRuntimeConfig).\nWithout a usable network it becomes 10-kelson.conflist in conf_dir. {{.PodCIDR}} is the first range,\n{{.PodCIDRRanges}} all of them as host-local's ranges, {{.Routes}} default routes as its routes.\nEmpty: none.",
+        default: "\"\"",
+        set: |c, v| {
+            c.cni_conf_template = match string(v)?.as_str() {
+                "" => None,
+                _ => Some(absolute(v)?),
+            };
+            Ok(())
+        },
+    },
+    Key {
         name: "network.bin_dirs",
         doc: "Where CNI plugins are found that Kelson does not have itself.",
         default: "[\"/opt/cni/bin\", \"/usr/lib/cni\"]",
@@ -242,6 +254,7 @@ fn blank() -> Config {
         log_format: LogFormat::Text,
         cgroup_prefix: String::new(),
         cni_conf_dir: PathBuf::new(),
+        cni_conf_template: None,
         cni_bin_dirs: Vec::new(),
         cni_native: true,
         network_fallback: NetworkFallback::None,

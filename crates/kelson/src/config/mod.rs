@@ -34,6 +34,8 @@ pub(crate) struct Config {
     pub(crate) cgroup_prefix: String,
     /// Where CNI configuration lists are found.
     pub(crate) cni_conf_dir: PathBuf,
+    /// What a CNI configuration list is made of when the kubelet tells the node's pod addresses.
+    pub(crate) cni_conf_template: Option<PathBuf>,
     /// Where external CNI plugins are found.
     pub(crate) cni_bin_dirs: Vec<PathBuf>,
     /// Whether Kelson's own implementations of the standard plugins are used.

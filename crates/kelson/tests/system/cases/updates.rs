@@ -14,6 +14,7 @@ pub(super) fn cases() -> Vec<Case> {
         on_node("updates::resources_of_a_running_container", |node| Box::pin(running(node))),
         on_node("updates::resources_of_a_created_container", |node| Box::pin(created(node))),
         on_node("updates::resources_of_a_pod", |node| Box::pin(of_pod(node))),
+        on_node("updates::a_pod_cidr_makes_a_network", |node| Box::pin(pod_cidr(node))),
     ]
 }
 
@@ -132,4 +133,48 @@ async fn of_pod(node: &mut Node) -> Outcome {
     ensure!(info.contains("123456000") && info.contains("777"), "{info}");
     ensure!(node.run_pod(&config).await? == pod, "the same request made another pod");
     Ok(())
+}
+
+async fn pod_cidr(node: &mut Node) -> Outcome {
+    let range = |pod_cidr: &str| v1::UpdateRuntimeConfigRequest {
+        runtime_config: Some(v1::RuntimeConfig {
+            network_config: Some(v1::NetworkConfig { pod_cidr: pod_cidr.to_owned() }),
+        }),
+    };
+    // Without a template it is taken and does nothing.
+    node.client.update_runtime_config(range("10.1.2.0/24")).await?;
+    ensure!(!node.dir().join("net.d").exists());
+
+    let template = node.dir().join("template");
+    let name = node.name();
+    let conflist = format!(
+        "{{\"cniVersion\":\"1.0.0\",\"name\":\"{name}\",\"plugins\":[{{\"type\":\"bridge\",\
+         \"bridge\":\"{name}\",\"isGateway\":true,\"ipam\":{{\"type\":\"host-local\",\
+         \"ranges\":{{{{.PodCIDRRanges}}}},\"routes\":{{{{.Routes}}}}}}}}]}}"
+    );
+    std::fs::write(&template, conflist)?;
+    let path = node.dir().join("config.toml");
+    let config = std::fs::read_to_string(&path)?;
+    let keys = format!("fallback = \"none\"\nconf_template = \"{}\"", template.display());
+    std::fs::write(&path, config.replace("fallback = \"bridge\"", &keys))?;
+    node.kill().await?;
+    node.restart().await?;
+    ensure!(!network_ready(node).await?);
+    let answer = node.client.update_runtime_config(range("ten")).await;
+    let text = answer.err().context("not refused")?.to_string();
+    ensure!(text.contains("pod_cidr"), "{text}");
+    node.client.update_runtime_config(range("198.19.250.0/24")).await?;
+    ensure!(network_ready(node).await?);
+    let config = pod(&node.logs());
+    let pod = node.run_pod(&config).await?;
+    let address = node.pod_status(&pod).await?.network.context("no network")?.ip;
+    ensure!(address.starts_with("198.19.250."), "{address}");
+    node.remove_pod(&pod).await
+}
+
+async fn network_ready(node: &Node) -> anyhow::Result<bool> {
+    let status = node.client.status(v1::StatusRequest::default()).await?.status;
+    let conditions = status.context("no status")?.conditions;
+    let network = conditions.into_iter().find(|one| one.r#type == "NetworkReady");
+    Ok(network.context("no condition")?.status)
 }
