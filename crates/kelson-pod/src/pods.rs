@@ -253,15 +253,15 @@ impl Pods {
         container: &ContainerId,
         change: Resources,
     ) -> Result<(), PodError> {
+        self.check_open()?;
         let (id, change) = (*container, Box::new(change));
         let inbox = self.task_of(container);
         let inbox = inbox.ok_or(PodError::NoSuchContainer(id))?;
-        self.ask(Some(inbox), |reply| Message::UpdateContainer {
-            id,
-            change,
-            reply,
-        })
-        .await
+        let (reply, result) = oneshot::channel();
+        let _ = inbox.send(Message::UpdateContainer { id, change, reply });
+        result
+            .await
+            .unwrap_or_else(|_| Err(self.no_answer(&format!("container {id}"))))
     }
 
     /// Keeps what a ready pod's containers need beside themselves, and what all of it may use. The pod's
@@ -272,14 +272,18 @@ impl Pods {
         overhead: Option<Resources>,
         resources: Option<Resources>,
     ) -> Result<(), PodError> {
+        self.check_open()?;
         let inbox = self.world.registry.find(pod);
         let inbox = inbox.ok_or(PodError::NoSuchPod(*pod))?;
-        self.ask(Some(inbox), |reply| Message::UpdatePod {
+        let (reply, result) = oneshot::channel();
+        let _ = inbox.send(Message::UpdatePod {
             overhead: overhead.map(Box::new),
             resources: resources.map(Box::new),
             reply,
-        })
-        .await
+        });
+        result
+            .await
+            .unwrap_or_else(|_| Err(self.no_answer(&format!("pod {pod}"))))
     }
 
     /// Runs a command in a running container and waits for its end. A `timeout` of zero is none.
