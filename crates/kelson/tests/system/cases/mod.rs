@@ -19,7 +19,6 @@ mod registry;
 mod security;
 mod stats;
 mod updates;
-mod updates;
 
 use crate::case::Case;
 
@@ -44,7 +43,6 @@ pub(crate) fn all() -> Vec<Case> {
         registry::cases(),
         security::cases(),
         stats::cases(),
-        updates::cases(),
         updates::cases(),
     ]
     .into_iter()
