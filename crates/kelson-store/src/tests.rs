@@ -82,7 +82,10 @@ fn changes_of_a_batch_come_in_order() {
     let mut first = Batch::new();
     first.put("a", &boat("Argo")).unwrap();
     let mut second = Batch::new();
-    second.delete::<Boat>("a").put("b", &boat("Beagle")).unwrap();
+    second
+        .delete::<Boat>("a")
+        .put("b", &boat("Beagle"))
+        .unwrap();
     first.append(second);
     store.commit(first).unwrap();
     assert_eq!(store.get::<Boat>("a").unwrap(), None);

@@ -29,7 +29,10 @@ mod tests {
         })
         .join()
         .unwrap();
-        assert!(after + (32 << 20) < before, "{before} bytes before, {after} after");
+        assert!(
+            after + (32 << 20) < before,
+            "{before} bytes before, {after} after"
+        );
     }
 
     /// Bytes of memory that this process has.

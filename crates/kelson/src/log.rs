@@ -13,7 +13,9 @@ use crate::config::{Config, LogFormat};
 /// Sets up the log once; `KELSON_LOG` in the environment wins over the configuration.
 pub(crate) fn init(config: &Config) -> anyhow::Result<()> {
     let filter = std::env::var("KELSON_LOG").unwrap_or_else(|_| config.log_level.clone());
-    let filter: EnvFilter = filter.parse().with_context(|| format!("log filter {filter:?} is wrong"))?;
+    let filter: EnvFilter = filter
+        .parse()
+        .with_context(|| format!("log filter {filter:?} is wrong"))?;
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(stderr)

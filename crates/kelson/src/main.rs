@@ -46,12 +46,17 @@ fn main() -> ExitCode {
     // These three come before anything else is set up: the zygote must stay as small as it can, the
     // OCI runtime must not have threads, and the demo's guest lives in a container.
     let mut arguments = std::env::args_os().skip(1);
-    match arguments.next().as_deref().and_then(std::ffi::OsStr::to_str) {
+    match arguments
+        .next()
+        .as_deref()
+        .and_then(std::ffi::OsStr::to_str)
+    {
         Some("zygote") => return kelson_shim::zygote::main(),
         Some("oci") => return kelson_runtime::cli::main(oci_arguments(arguments)),
         Some("demo-guest") => {
-            let arguments: Vec<String> =
-                arguments.map(|word| word.to_string_lossy().into_owned()).collect();
+            let arguments: Vec<String> = arguments
+                .map(|word| word.to_string_lossy().into_owned())
+                .collect();
             return demo::guest::main(&arguments);
         }
         _ => {}

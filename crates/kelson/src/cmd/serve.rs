@@ -66,7 +66,9 @@ pub(crate) fn run(arguments: &Serve) -> anyhow::Result<ExitCode> {
 
 /// Threads for the daemon's own work: it mostly waits, so few are enough.
 fn workers() -> usize {
-    std::thread::available_parallelism().map_or(2, usize::from).clamp(2, 4)
+    std::thread::available_parallelism()
+        .map_or(2, usize::from)
+        .clamp(2, 4)
 }
 
 async fn serve(config: &Config) -> anyhow::Result<()> {
@@ -99,7 +101,10 @@ async fn serve(config: &Config) -> anyhow::Result<()> {
     pods.shutdown().await;
     match tokio::time::timeout(DRAIN, serving).await {
         Ok(ended) => ended.context("the CRI server failed")?,
-        Err(_) => info!("calls were still under way after {} s and are cut off", DRAIN.as_secs()),
+        Err(_) => info!(
+            "calls were still under way after {} s and are cut off",
+            DRAIN.as_secs()
+        ),
     }
     Ok(())
 }
@@ -117,9 +122,10 @@ async fn build(config: &Config) -> anyhow::Result<(Pods, Server)> {
     let root = config.root.clone();
     let sync = config.sync_layers;
     let max_layer_bytes = config.max_layer_bytes;
-    let snapshotter = tokio::task::spawn_blocking(move || open_snapshotter(&root, sync, max_layer_bytes))
-        .await
-        .context("opening the layers was cut off")??;
+    let snapshotter =
+        tokio::task::spawn_blocking(move || open_snapshotter(&root, sync, max_layer_bytes))
+            .await
+            .context("opening the layers was cut off")??;
     let mut image_config = ImageConfig::new(&config.root, &config.certs_dir);
     image_config.max_concurrent_downloads = config.max_concurrent_downloads;
     image_config.pinned = config.pinned_images.clone();
@@ -138,8 +144,14 @@ async fn build(config: &Config) -> anyhow::Result<(Pods, Server)> {
         cgroup_prefix: config.cgroup_prefix.clone(),
         ..PodsConfig::default()
     };
-    let pods =
-        Pods::open(pods_config, images.clone(), snapshotter, network.clone(), cgroups).await?;
+    let pods = Pods::open(
+        pods_config,
+        images.clone(),
+        snapshotter,
+        network.clone(),
+        cgroups,
+    )
+    .await?;
     // Only now it is known which layers containers of earlier runs need.
     let collector = images.clone();
     tokio::task::spawn_blocking(move || collector.collect())
@@ -149,13 +161,23 @@ async fn build(config: &Config) -> anyhow::Result<(Pods, Server)> {
         pods: pods.clone(),
         images,
         network,
-        about: About { config: config.to_json(), root: config.root.clone() },
+        about: About {
+            config: config.to_json(),
+            root: config.root.clone(),
+        },
     });
     Ok((pods, server))
 }
 
-fn open_snapshotter(root: &Path, sync: bool, max_layer_bytes: u64) -> anyhow::Result<Arc<Overlayfs>> {
-    let limits = Limits { unpacked_bytes: max_layer_bytes, ..Limits::default() };
+fn open_snapshotter(
+    root: &Path,
+    sync: bool,
+    max_layer_bytes: u64,
+) -> anyhow::Result<Arc<Overlayfs>> {
+    let limits = Limits {
+        unpacked_bytes: max_layer_bytes,
+        ..Limits::default()
+    };
     let options = Options { sync, limits };
     Ok(Arc::new(Overlayfs::open(root, options)?))
 }
@@ -218,7 +240,10 @@ fn bind(socket: &Path) -> anyhow::Result<UnixListener> {
         make_dir(parent)?;
     }
     match StdUnixStream::connect(socket) {
-        Ok(_) => bail!("somebody already serves on {}; stop it or set cri.socket", socket.display()),
+        Ok(_) => bail!(
+            "somebody already serves on {}; stop it or set cri.socket",
+            socket.display()
+        ),
         Err(error) if error.kind() == ErrorKind::NotFound => {}
         Err(_) => remove_socket(socket),
     }
@@ -248,8 +273,16 @@ mod tests {
         let path = dir.path().join("k.sock");
         drop(bind(&path).unwrap());
         let living = bind(&path).unwrap();
-        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
-        assert!(bind(&path).unwrap_err().to_string().contains("already serves"));
+        assert_eq!(
+            std::fs::metadata(&path).unwrap().permissions().mode() & 0o777,
+            0o600
+        );
+        assert!(
+            bind(&path)
+                .unwrap_err()
+                .to_string()
+                .contains("already serves")
+        );
         drop(living);
     }
 
@@ -257,7 +290,12 @@ mod tests {
     fn a_state_directory_has_one_daemon() {
         let dir = tempfile::tempdir().unwrap();
         let first = lock(dir.path()).unwrap();
-        assert!(lock(dir.path()).unwrap_err().to_string().contains("another kelson"));
+        assert!(
+            lock(dir.path())
+                .unwrap_err()
+                .to_string()
+                .contains("another kelson")
+        );
         drop(first);
         lock(dir.path()).unwrap();
     }

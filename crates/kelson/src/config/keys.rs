@@ -130,7 +130,9 @@ pub(super) const KEYS: &[Key] = &[
         set: |c, v| {
             let name = string(v)?;
             let fits = (1..=15).contains(&name.len())
-                && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_');
+                && name
+                    .bytes()
+                    .all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_');
             if !fits {
                 return Err("expected 1 to 15 letters, digits, '-' or '_'".into());
             }
@@ -148,7 +150,9 @@ pub(super) const KEYS: &[Key] = &[
                 .map_err(|_| "expected a subnet such as \"10.88.0.0/16\"".to_owned())?;
             let host_bits = net.max_prefix_len() - net.prefix_len();
             if host_bits < 2 {
-                return Err("expected a subnet with room for a gateway and a pod (/30 or larger)".into());
+                return Err(
+                    "expected a subnet with room for a gateway and a pod (/30 or larger)".into(),
+                );
             }
             c.fallback_subnet = net;
             Ok(())
@@ -161,7 +165,9 @@ pub(super) const KEYS: &[Key] = &[
         set: |c, v| {
             let name = string(v)?;
             let plain = (1..=32).contains(&name.len())
-                && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_');
+                && name
+                    .bytes()
+                    .all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_');
             if !plain {
                 return Err("expected 1 to 32 letters, digits, '-' or '_'".into());
             }
@@ -191,7 +197,9 @@ pub(super) const KEYS: &[Key] = &[
         name: "image.max_concurrent_downloads",
         doc: "Layers of one image that are downloaded and unpacked side by side, 1 to 64.",
         default: "4",
-        set: |c, v| integer(v, 1, 64).map(|n| c.max_concurrent_downloads = usize::try_from(n).unwrap_or(1)),
+        set: |c, v| {
+            integer(v, 1, 64).map(|n| c.max_concurrent_downloads = usize::try_from(n).unwrap_or(1))
+        },
     },
     Key {
         name: "image.pinned",
@@ -218,7 +226,8 @@ pub(super) fn defaults() -> Config {
     let mut config = blank();
     for key in KEYS {
         let value = DeValue::parse(key.default).expect("a default in the table is TOML");
-        (key.set)(&mut config, value.get_ref()).expect("a default in the table passes its own check");
+        (key.set)(&mut config, value.get_ref())
+            .expect("a default in the table passes its own check");
     }
     config
 }
@@ -272,15 +281,22 @@ fn blank() -> Config {
 }
 
 fn string(value: &DeValue<'_>) -> Result<String, String> {
-    value.as_str().map(str::to_owned).ok_or_else(|| expected("a string", value))
+    value
+        .as_str()
+        .map(str::to_owned)
+        .ok_or_else(|| expected("a string", value))
 }
 
 fn boolean(value: &DeValue<'_>) -> Result<bool, String> {
-    value.as_bool().ok_or_else(|| expected("true or false", value))
+    value
+        .as_bool()
+        .ok_or_else(|| expected("true or false", value))
 }
 
 fn integer(value: &DeValue<'_>, min: i64, max: i64) -> Result<i64, String> {
-    let number = value.as_integer().ok_or_else(|| expected("a whole number", value))?;
+    let number = value
+        .as_integer()
+        .ok_or_else(|| expected("a whole number", value))?;
     match i64::from_str_radix(number.as_str(), number.radix()) {
         Ok(n) if (min..=max).contains(&n) => Ok(n),
         _ => Err(format!("expected a whole number from {min} to {max}")),
@@ -290,8 +306,14 @@ fn integer(value: &DeValue<'_>, min: i64, max: i64) -> Result<i64, String> {
 fn absolute(value: &DeValue<'_>) -> Result<PathBuf, String> {
     let path = PathBuf::from(string(value)?);
     let plain = path.is_absolute()
-        && path.components().all(|part| !matches!(part, std::path::Component::ParentDir));
-    if plain { Ok(path) } else { Err("expected an absolute path without \"..\"".into()) }
+        && path
+            .components()
+            .all(|part| !matches!(part, std::path::Component::ParentDir));
+    if plain {
+        Ok(path)
+    } else {
+        Err("expected an absolute path without \"..\"".into())
+    }
 }
 
 fn list<T>(

@@ -54,7 +54,11 @@ pub(crate) enum ConfigError {
 }
 
 fn count(mistakes: usize) -> String {
-    if mistakes == 1 { "1 mistake".into() } else { format!("{mistakes} mistakes") }
+    if mistakes == 1 {
+        "1 mistake".into()
+    } else {
+        format!("{mistakes} mistakes")
+    }
 }
 
 /// Reads `explicit`, which must exist, or the file at the default path, which need not.
@@ -73,7 +77,11 @@ pub(crate) fn load(main: &Path, required: bool) -> Result<Config, ConfigError> {
         let text = read(&file)?;
         apply(&mut config, &file, &text, &mut mistakes);
     }
-    if mistakes.is_empty() { Ok(config) } else { Err(ConfigError::Mistakes(mistakes)) }
+    if mistakes.is_empty() {
+        Ok(config)
+    } else {
+        Err(ConfigError::Mistakes(mistakes))
+    }
 }
 
 fn files(main: &Path, required: bool) -> Result<Vec<PathBuf>, ConfigError> {
@@ -89,9 +97,15 @@ fn files(main: &Path, required: bool) -> Result<Vec<PathBuf>, ConfigError> {
     };
     let mut drop_ins = Vec::new();
     for entry in entries {
-        let entry = entry.map_err(|source| ConfigError::Read { path: dir.clone(), source })?;
+        let entry = entry.map_err(|source| ConfigError::Read {
+            path: dir.clone(),
+            source,
+        })?;
         let path = entry.path();
-        if path.extension().is_some_and(|extension| extension == "toml") {
+        if path
+            .extension()
+            .is_some_and(|extension| extension == "toml")
+        {
             drop_ins.push(path);
         }
     }
@@ -101,10 +115,15 @@ fn files(main: &Path, required: bool) -> Result<Vec<PathBuf>, ConfigError> {
 }
 
 fn read(path: &Path) -> Result<String, ConfigError> {
-    let unreadable = |source| ConfigError::Read { path: path.to_owned(), source };
+    let unreadable = |source| ConfigError::Read {
+        path: path.to_owned(),
+        source,
+    };
     let size = std::fs::metadata(path).map_err(unreadable)?.len();
     if size > MAX_FILE_BYTES {
-        return Err(ConfigError::TooLarge { path: path.to_owned() });
+        return Err(ConfigError::TooLarge {
+            path: path.to_owned(),
+        });
     }
     std::fs::read_to_string(path).map_err(unreadable)
 }
@@ -114,25 +133,43 @@ fn apply(config: &mut Config, file: &Path, text: &str, mistakes: &mut Vec<Mistak
     let mut report = |offset: usize, text_of_mistake: String, source: &str| {
         let before = source.as_bytes().get(..offset).unwrap_or(source.as_bytes());
         let line = 1 + before.iter().filter(|byte| **byte == b'\n').count();
-        mistakes.push(Mistake { file: file.to_owned(), line, text: text_of_mistake });
+        mistakes.push(Mistake {
+            file: file.to_owned(),
+            line,
+            text: text_of_mistake,
+        });
     };
     let (document, errors) = DeTable::parse_recoverable(text);
     let broken = !errors.is_empty();
     for error in errors {
-        report(error.span().map_or(0, |span| span.start), error.message().to_owned(), text);
+        report(
+            error.span().map_or(0, |span| span.start),
+            error.message().to_owned(),
+            text,
+        );
     }
     if broken {
         return;
     }
     for (table, entries) in document.get_ref() {
         let table_name = table.get_ref().as_ref();
-        let known_table = KEYS.iter().any(|key| key.name.split('.').next() == Some(table_name));
+        let known_table = KEYS
+            .iter()
+            .any(|key| key.name.split('.').next() == Some(table_name));
         if !known_table {
-            report(table.span().start, unknown("table", table_name, tables()), text);
+            report(
+                table.span().start,
+                unknown("table", table_name, tables()),
+                text,
+            );
             continue;
         }
         let Some(entries) = entries.get_ref().as_table() else {
-            report(table.span().start, format!("`{table_name}` is a table: write [{table_name}]"), text);
+            report(
+                table.span().start,
+                format!("`{table_name}` is a table: write [{table_name}]"),
+                text,
+            );
             continue;
         };
         for (name, value) in entries {
@@ -143,20 +180,30 @@ fn apply(config: &mut Config, file: &Path, text: &str, mistakes: &mut Vec<Mistak
                         report(value.span().start, format!("{full}: {problem}"), text);
                     }
                 }
-                None => report(name.span().start, unknown("key", &full, names(table_name)), text),
+                None => report(
+                    name.span().start,
+                    unknown("key", &full, names(table_name)),
+                    text,
+                ),
             }
         }
     }
 }
 
 fn tables() -> Vec<&'static str> {
-    let mut tables: Vec<_> = KEYS.iter().filter_map(|key| key.name.split('.').next()).collect();
+    let mut tables: Vec<_> = KEYS
+        .iter()
+        .filter_map(|key| key.name.split('.').next())
+        .collect();
     tables.dedup();
     tables
 }
 
 fn names(table: &str) -> Vec<&'static str> {
-    KEYS.iter().map(|key| key.name).filter(|name| name.split('.').next() == Some(table)).collect()
+    KEYS.iter()
+        .map(|key| key.name)
+        .filter(|name| name.split('.').next() == Some(table))
+        .collect()
 }
 
 fn unknown(what: &str, name: &str, known: Vec<&'static str>) -> String {
@@ -189,10 +236,26 @@ mod tests {
         );
         let found: Vec<_> = mistakes.iter().map(|m| (m.line, m.text.as_str())).collect();
         assert_eq!(found.len(), 4, "{found:?}");
-        assert!(found.iter().any(|(line, text)| *line == 2 && text.contains("\"bridge\"")));
-        assert!(found.iter().any(|(line, text)| *line == 5 && text.contains("absolute path")));
-        assert!(found.iter().any(|(line, text)| *line == 6 && text.contains("daemon.root")));
-        assert!(found.iter().any(|(line, text)| *line == 7 && text.contains("unknown table")));
+        assert!(
+            found
+                .iter()
+                .any(|(line, text)| *line == 2 && text.contains("\"bridge\""))
+        );
+        assert!(
+            found
+                .iter()
+                .any(|(line, text)| *line == 5 && text.contains("absolute path"))
+        );
+        assert!(
+            found
+                .iter()
+                .any(|(line, text)| *line == 6 && text.contains("daemon.root"))
+        );
+        assert!(
+            found
+                .iter()
+                .any(|(line, text)| *line == 7 && text.contains("unknown table"))
+        );
     }
 
     #[test]
@@ -208,8 +271,16 @@ mod tests {
         let main = dir.path().join("config.toml");
         std::fs::write(&main, "[network]\nfallback = \"none\"\n").unwrap();
         std::fs::create_dir(dir.path().join("conf.d")).unwrap();
-        std::fs::write(dir.path().join("conf.d/20.toml"), "[network]\nfallback = \"bridge\"\n").unwrap();
-        std::fs::write(dir.path().join("conf.d/10.toml"), "[network]\nfallback = \"none\"\n").unwrap();
+        std::fs::write(
+            dir.path().join("conf.d/20.toml"),
+            "[network]\nfallback = \"bridge\"\n",
+        )
+        .unwrap();
+        std::fs::write(
+            dir.path().join("conf.d/10.toml"),
+            "[network]\nfallback = \"none\"\n",
+        )
+        .unwrap();
         let config = load(&main, true).unwrap();
         assert_eq!(config.network_fallback, NetworkFallback::Bridge);
     }
@@ -224,7 +295,8 @@ mod tests {
 
     #[test]
     fn numbers_out_of_range_are_refused() {
-        let (_, mistakes) = parse("[image]\nmax_concurrent_downloads = 0\nmax_layer_bytes = \"1\"\n");
+        let (_, mistakes) =
+            parse("[image]\nmax_concurrent_downloads = 0\nmax_layer_bytes = \"1\"\n");
         assert_eq!(mistakes.len(), 2);
     }
 }

@@ -3,7 +3,11 @@
 //! `serve PORT` answers every HTTP request with a greeting and prints a line for each; `fetch URL`
 //! gets a page and prints its body. Both use only the standard library, since a container may
 //! hold nothing but this program and the libraries it is linked with.
-#![expect(clippy::print_stdout, clippy::print_stderr, reason = "the output of a program")]
+#![expect(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "the output of a program"
+)]
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream, ToSocketAddrs};
@@ -37,7 +41,9 @@ type Outcome = Result<(), Box<dyn std::error::Error>>;
 /// Serves until SIGTERM, which the first process of a container gets only if it asks for it.
 fn serve(port: &str) -> Outcome {
     let port: u16 = port.parse()?;
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
     let outcome = runtime.block_on(async {
         use tokio::signal::unix::{SignalKind, signal};
         let mut terminate = signal(SignalKind::terminate())?;
@@ -78,12 +84,18 @@ fn answer(mut stream: &TcpStream) -> Outcome {
     println!("{} from {}", first.trim_end(), peer.ip());
     let host = rustix::system::uname();
     let body = format!("hello from {}\n", host.nodename().to_string_lossy());
-    write!(stream, "HTTP/1.0 200 OK\r\nContent-Length: {}\r\n\r\n{body}", body.len())?;
+    write!(
+        stream,
+        "HTTP/1.0 200 OK\r\nContent-Length: {}\r\n\r\n{body}",
+        body.len()
+    )?;
     Ok(())
 }
 
 fn fetch(url: &str) -> Outcome {
-    let rest = url.strip_prefix("http://").ok_or("the URL must begin with http://")?;
+    let rest = url
+        .strip_prefix("http://")
+        .ok_or("the URL must begin with http://")?;
     let (address, path) = rest.split_once('/').unwrap_or((rest, ""));
     print!("{}", get(address, path)?);
     Ok(())
@@ -91,15 +103,28 @@ fn fetch(url: &str) -> Outcome {
 
 /// Gets `/path` from `address` (`host:port`) over HTTP/1.0 and returns the body.
 pub(super) fn get(address: &str, path: &str) -> Result<String, Box<dyn std::error::Error>> {
-    let target = address.to_socket_addrs()?.next().ok_or("the address means nothing")?;
+    let target = address
+        .to_socket_addrs()?
+        .next()
+        .ok_or("the address means nothing")?;
     let mut stream = TcpStream::connect_timeout(&target, PATIENCE)?;
     stream.set_read_timeout(Some(PATIENCE))?;
     write!(stream, "GET /{path} HTTP/1.0\r\nHost: {address}\r\n\r\n")?;
     let mut answer = String::new();
     stream.take(MAX_BODY).read_to_string(&mut answer)?;
-    let (head, body) = answer.split_once("\r\n\r\n").ok_or("the answer is not HTTP")?;
-    if !head.lines().next().is_some_and(|status| status.contains(" 200 ")) {
-        return Err(format!("the answer is not 200: {}", head.lines().next().unwrap_or("")).into());
+    let (head, body) = answer
+        .split_once("\r\n\r\n")
+        .ok_or("the answer is not HTTP")?;
+    if !head
+        .lines()
+        .next()
+        .is_some_and(|status| status.contains(" 200 "))
+    {
+        return Err(format!(
+            "the answer is not 200: {}",
+            head.lines().next().unwrap_or("")
+        )
+        .into());
     }
     Ok(body.to_owned())
 }

@@ -58,7 +58,13 @@ mod tests {
     #[test]
     fn libraries_are_found_in_the_linkers_list() {
         let list = "\tlinux-vdso.so.1 (0x7ffd)\n\tlibc.so.6 => /lib/libc.so.6 (0x7f)\n\t/lib64/ld.so.2 (0x7f)\n";
-        assert_eq!(parse(list), [PathBuf::from("/lib/libc.so.6"), PathBuf::from("/lib64/ld.so.2")]);
+        assert_eq!(
+            parse(list),
+            [
+                PathBuf::from("/lib/libc.so.6"),
+                PathBuf::from("/lib64/ld.so.2")
+            ]
+        );
     }
 
     #[test]

@@ -49,7 +49,8 @@ fn is_ours(thing: &str, mark: &str) -> bool {
 }
 
 fn mounts(things: &mut BTreeSet<String>) -> anyhow::Result<()> {
-    let table = std::fs::read_to_string("/proc/self/mountinfo").context("cannot read the mounts")?;
+    let table =
+        std::fs::read_to_string("/proc/self/mountinfo").context("cannot read the mounts")?;
     for line in table.lines() {
         if let Some(target) = line.split(' ').nth(4) {
             things.insert(format!("mount {target}"));
@@ -62,9 +63,14 @@ fn processes(things: &mut BTreeSet<String>) -> anyhow::Result<()> {
     for entry in std::fs::read_dir("/proc").context("cannot read the processes")? {
         let path = entry.context("cannot read the processes")?.path();
         // What is no process has no command line; a process may be gone by now and is not left then.
-        let Ok(command) = std::fs::read(path.join("cmdline")) else { continue };
+        let Ok(command) = std::fs::read(path.join("cmdline")) else {
+            continue;
+        };
         let cgroup = std::fs::read_to_string(path.join("cgroup")).unwrap_or_default();
-        let cgroup = cgroup.lines().find(|line| !line.ends_with(":/")).unwrap_or_default();
+        let cgroup = cgroup
+            .lines()
+            .find(|line| !line.ends_with(":/"))
+            .unwrap_or_default();
         let command = String::from_utf8_lossy(&command).replace('\0', " ");
         things.insert(format!("process {} {command}{cgroup}", path.display()));
     }
@@ -97,9 +103,15 @@ mod tests {
     #[test]
     fn a_new_directory_with_the_mark_is_seen() {
         let before = Machine::look().unwrap();
-        let dir = tempfile::Builder::new().prefix("kelson-left-").tempdir().unwrap();
+        let dir = tempfile::Builder::new()
+            .prefix("kelson-left-")
+            .tempdir()
+            .unwrap();
         let name = dir.path().file_name().unwrap().to_str().unwrap();
         let left = before.left(name).unwrap();
-        assert!(left.iter().any(|thing| thing.starts_with("directory")), "{left:?}");
+        assert!(
+            left.iter().any(|thing| thing.starts_with("directory")),
+            "{left:?}"
+        );
     }
 }

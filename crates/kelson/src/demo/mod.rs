@@ -3,7 +3,11 @@
 //! A private daemon runs in directories, a cgroup and a bridge of its own; a registry inside this
 //! program serves an image made of the program itself. Everything goes over CRI, as the kubelet
 //! would do it. Whatever happens, the demo cleans up behind itself, and then looks whether it did.
-#![expect(clippy::print_stdout, clippy::print_stderr, reason = "the output of a command")]
+#![expect(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "the output of a command"
+)]
 
 pub(crate) mod guest;
 mod image;
@@ -43,7 +47,10 @@ pub(crate) fn run(arguments: &Demo) -> anyhow::Result<ExitCode> {
 }
 
 async fn demo(arguments: &Demo) -> anyhow::Result<ExitCode> {
-    println!("Kelson {}: one pod from image to nothing left\n", env!("CARGO_PKG_VERSION"));
+    println!(
+        "Kelson {}: one pod from image to nothing left\n",
+        env!("CARGO_PKG_VERSION")
+    );
     let before = Machine::look()?;
     let mark = format!("kelson-demo-{}", std::process::id());
     let mut node = Node::start(&mark).await?;
@@ -61,7 +68,9 @@ async fn demo(arguments: &Demo) -> anyhow::Result<ExitCode> {
         eprintln!("\nthe daemon's log ends with:\n{log}");
         return Err(error);
     }
-    println!("\nLooking for what is left: processes, mounts, cgroups, interfaces, network namespaces");
+    println!(
+        "\nLooking for what is left: processes, mounts, cgroups, interfaces, network namespaces"
+    );
     let left = before.left(&mark)?;
     if left.is_empty() {
         println!("  nothing: the machine is as it was before");
@@ -70,5 +79,8 @@ async fn demo(arguments: &Demo) -> anyhow::Result<ExitCode> {
     for thing in &left {
         println!("  LEFT: {thing}");
     }
-    bail!("the demo left {} things behind; please report this", left.len());
+    bail!(
+        "the demo left {} things behind; please report this",
+        left.len()
+    );
 }

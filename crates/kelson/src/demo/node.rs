@@ -46,17 +46,30 @@ impl Node {
         let bridge = format!("kdemo{pid}");
         let cgroup = format!("/{mark}");
 
-        let listener =
-            TcpListener::bind("127.0.0.1:0").await.context("cannot listen on loopback")?;
-        let registry = listener.local_addr().context("cannot tell the registry's address")?;
-        steps::say("registry", &format!("an image of this program, served on http://{registry}"));
+        let listener = TcpListener::bind("127.0.0.1:0")
+            .await
+            .context("cannot listen on loopback")?;
+        let registry = listener
+            .local_addr()
+            .context("cannot tell the registry's address")?;
+        steps::say(
+            "registry",
+            &format!("an image of this program, served on http://{registry}"),
+        );
         let registry_content = image::registry()?;
-        tokio::spawn(kelson_image::serve::serve(listener, Arc::new(registry_content)));
+        tokio::spawn(kelson_image::serve::serve(
+            listener,
+            Arc::new(registry_content),
+        ));
 
         let config = dir.path().join("config.toml");
-        std::fs::write(&config, configuration(dir.path(), &cgroup, &bridge, &free_subnet(pid)?))
-            .context("cannot write the demo's configuration")?;
-        let log = File::create(dir.path().join("daemon.log")).context("cannot make the log file")?;
+        std::fs::write(
+            &config,
+            configuration(dir.path(), &cgroup, &bridge, &free_subnet(pid)?),
+        )
+        .context("cannot write the demo's configuration")?;
+        let log =
+            File::create(dir.path().join("daemon.log")).context("cannot make the log file")?;
         let program = std::env::current_exe().context("cannot find this program")?;
         let mut daemon = Command::new(&program)
             .args(["serve", "--config"])
@@ -81,8 +94,18 @@ impl Node {
                 Err(_) => tokio::time::sleep(Duration::from_millis(10)).await,
             }
         };
-        steps::took("daemon", &format!("serving CRI on {}", socket.display()), begin);
-        Ok(Self { dir, daemon, registry, client, cgroup })
+        steps::took(
+            "daemon",
+            &format!("serving CRI on {}", socket.display()),
+            begin,
+        );
+        Ok(Self {
+            dir,
+            daemon,
+            registry,
+            client,
+            cgroup,
+        })
     }
 
     /// Where the image is pulled from.

@@ -48,8 +48,10 @@ where
     F: for<'a> FnOnce(&'a mut Node) -> Pin<Box<dyn Future<Output = Outcome> + 'a>> + Send + 'static,
 {
     let body: Body = Box::new(move || {
-        let runtime =
-            tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .enable_all()
+            .build()?;
         runtime.block_on(async {
             let mut node = Node::start().await?;
             let outcome = body(&mut node).await;
@@ -60,7 +62,11 @@ where
             }
         })
     });
-    Case { name, needs: vec![Need::Program("/bin/busybox", "busybox-static")], body }
+    Case {
+        name,
+        needs: vec![Need::Program("/bin/busybox", "busybox-static")],
+        body,
+    }
 }
 
 impl Case {
@@ -82,7 +88,9 @@ impl Case {
             println!("not run: {reason} ({})", self.name);
         }
         let body = self.body;
-        Trial::test(self.name, move || body().map_err(|error| Failed::from(format!("{error:?}"))))
-            .with_ignored_flag(reason.is_some())
+        Trial::test(self.name, move || {
+            body().map_err(|error| Failed::from(format!("{error:?}")))
+        })
+        .with_ignored_flag(reason.is_some())
     }
 }

@@ -17,9 +17,9 @@ pub(crate) struct Registry {
 
 /// Programs that the tests use by name.
 const APPLETS: &[&str] = &[
-    "awk", "cat", "echo", "false", "grep", "head", "hostname", "httpd", "id", "kill", "ls", "mkdir",
-    "mount", "nc", "printf", "ps", "pwd", "readlink", "seq", "setsid", "sh", "sleep", "tail", "test", "touch", "tr",
-    "true", "tty", "umount", "unshare", "wc",
+    "awk", "cat", "echo", "false", "grep", "head", "hostname", "httpd", "id", "kill", "ls",
+    "mkdir", "mount", "nc", "printf", "ps", "pwd", "readlink", "seq", "setsid", "sh", "sleep",
+    "tail", "test", "touch", "tr", "true", "tty", "umount", "unshare", "wc",
 ];
 
 impl Registry {

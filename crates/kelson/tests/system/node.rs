@@ -31,8 +31,10 @@ pub(crate) struct Node {
 
 /// The program under test; `KELSON_TEST_PROGRAM` names another build of it.
 pub(crate) fn program() -> PathBuf {
-    std::env::var_os("KELSON_TEST_PROGRAM")
-        .map_or_else(|| PathBuf::from(env!("CARGO_BIN_EXE_kelson")), PathBuf::from)
+    std::env::var_os("KELSON_TEST_PROGRAM").map_or_else(
+        || PathBuf::from(env!("CARGO_BIN_EXE_kelson")),
+        PathBuf::from,
+    )
 }
 
 impl Node {
@@ -42,7 +44,9 @@ impl Node {
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let pid = std::process::id();
         let name = format!("kt{}-{number}", pid % 100_000);
-        let dir = tempfile::Builder::new().prefix(&format!("{name}-")).tempdir()?;
+        let dir = tempfile::Builder::new()
+            .prefix(&format!("{name}-"))
+            .tempdir()?;
         std::fs::write(
             dir.path().join("config.toml"),
             configuration(dir.path(), &name, &free_subnet(pid + number)?),
@@ -50,7 +54,13 @@ impl Node {
         let registry = Registry::start().await?;
         let daemon = spawn(dir.path())?;
         let client = connect(dir.path()).await?;
-        Ok(Self { dir, daemon: Some(daemon), registry, client, name })
+        Ok(Self {
+            dir,
+            daemon: Some(daemon),
+            registry,
+            client,
+            name,
+        })
     }
 
     /// The node's directory.
@@ -75,7 +85,10 @@ impl Node {
 
     /// The daemon's process.
     pub(crate) fn daemon_pid(&self) -> anyhow::Result<u32> {
-        self.daemon.as_ref().and_then(Child::id).context("the daemon does not run")
+        self.daemon
+            .as_ref()
+            .and_then(Child::id)
+            .context("the daemon does not run")
     }
 
     /// Kills the daemon as a crash would.
@@ -88,7 +101,10 @@ impl Node {
     pub(crate) async fn restart(&mut self) -> anyhow::Result<()> {
         if let Some(mut killed) = self.daemon.take() {
             // Until it is gone its lock and its socket are there.
-            killed.wait().await.context("cannot wait for the killed daemon")?;
+            killed
+                .wait()
+                .await
+                .context("cannot wait for the killed daemon")?;
         }
         self.daemon = Some(spawn(self.dir())?);
         self.client = connect(self.dir()).await?;
@@ -105,8 +121,14 @@ impl Node {
     /// Pulls the busybox image; its reference.
     pub(crate) async fn busybox(&self) -> anyhow::Result<String> {
         let image = self.registry.reference("busybox:latest");
-        let spec = v1::ImageSpec { image: image.clone(), ..Default::default() };
-        let request = v1::PullImageRequest { image: Some(spec), ..Default::default() };
+        let spec = v1::ImageSpec {
+            image: image.clone(),
+            ..Default::default()
+        };
+        let request = v1::PullImageRequest {
+            image: Some(spec),
+            ..Default::default()
+        };
         self.client.pull_image(request).await?;
         Ok(image)
     }
@@ -138,7 +160,9 @@ impl Node {
     /// Starts a container.
     pub(crate) async fn start_container(&self, id: &str) -> anyhow::Result<()> {
         self.client
-            .start_container(v1::StartContainerRequest { container_id: id.to_owned() })
+            .start_container(v1::StartContainerRequest {
+                container_id: id.to_owned(),
+            })
             .await?;
         Ok(())
     }
@@ -157,16 +181,28 @@ impl Node {
 
     /// A container's status.
     pub(crate) async fn status(&self, container: &str) -> anyhow::Result<v1::ContainerStatus> {
-        let request =
-            v1::ContainerStatusRequest { container_id: container.to_owned(), verbose: false };
-        self.client.container_status(request).await?.status.context("a status without a status")
+        let request = v1::ContainerStatusRequest {
+            container_id: container.to_owned(),
+            verbose: false,
+        };
+        self.client
+            .container_status(request)
+            .await?
+            .status
+            .context("a status without a status")
     }
 
     /// A pod's status.
     pub(crate) async fn pod_status(&self, pod: &str) -> anyhow::Result<v1::PodSandboxStatus> {
-        let request =
-            v1::PodSandboxStatusRequest { pod_sandbox_id: pod.to_owned(), verbose: false };
-        self.client.pod_sandbox_status(request).await?.status.context("a status without a status")
+        let request = v1::PodSandboxStatusRequest {
+            pod_sandbox_id: pod.to_owned(),
+            verbose: false,
+        };
+        self.client
+            .pod_sandbox_status(request)
+            .await?
+            .status
+            .context("a status without a status")
     }
 
     /// Waits until a container has exited; its status.
@@ -177,7 +213,10 @@ impl Node {
             if status.state() == v1::ContainerState::ContainerExited {
                 return Ok(status);
             }
-            ensure!(Instant::now() < deadline, "container {container} does not exit: {status:?}");
+            ensure!(
+                Instant::now() < deadline,
+                "container {container} does not exit: {status:?}"
+            );
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     }
@@ -202,7 +241,10 @@ impl Node {
         let stdout = String::from_utf8_lossy(&answer.stdout).trim().to_owned();
         if answer.exit_code != 0 {
             let stderr = String::from_utf8_lossy(&answer.stderr);
-            bail!("{script:?} ended with {}: {stdout} {stderr}", answer.exit_code);
+            bail!(
+                "{script:?} ended with {}: {stdout} {stderr}",
+                answer.exit_code
+            );
         }
         Ok(stdout)
     }
@@ -216,13 +258,17 @@ impl Node {
         let status = self.exited(&container).await?;
         let text = std::fs::read_to_string(&status.log_path)
             .with_context(|| format!("cannot read the log {:?}", status.log_path))?;
-        let lines = text.lines().map(|line| line.splitn(4, ' ').nth(3).unwrap_or_default());
+        let lines = text
+            .lines()
+            .map(|line| line.splitn(4, ' ').nth(3).unwrap_or_default());
         Ok((lines.collect::<Vec<_>>().join("\n"), status))
     }
 
     /// Removes a pod.
     pub(crate) async fn remove_pod(&self, pod: &str) -> anyhow::Result<()> {
-        let request = v1::RemovePodSandboxRequest { pod_sandbox_id: pod.to_owned() };
+        let request = v1::RemovePodSandboxRequest {
+            pod_sandbox_id: pod.to_owned(),
+        };
         self.client.remove_pod_sandbox(request).await?;
         Ok(())
     }
@@ -232,13 +278,18 @@ impl Node {
         if self.daemon.is_none() {
             self.restart().await?;
         }
-        let list = self.client.list_pod_sandbox(v1::ListPodSandboxRequest::default()).await?;
+        let list = self
+            .client
+            .list_pod_sandbox(v1::ListPodSandboxRequest::default())
+            .await?;
         for pod in list.items {
             self.remove_pod(&pod.id).await?;
         }
         let mut daemon = self.daemon.take().context("the daemon does not run")?;
         let pid = daemon.id().and_then(|id| i32::try_from(id).ok());
-        let pid = pid.and_then(rustix::process::Pid::from_raw).context("the daemon has no pid")?;
+        let pid = pid
+            .and_then(rustix::process::Pid::from_raw)
+            .context("the daemon has no pid")?;
         rustix::process::kill_process(pid, rustix::process::Signal::TERM)?;
         let status = tokio::time::timeout(PATIENCE, daemon.wait())
             .await
@@ -266,7 +317,12 @@ impl Node {
         let mut left = BTreeSet::new();
         let dir = self.dir().display().to_string();
         let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-        left.extend(mounts.lines().filter(|line| line.contains(&dir)).map(str::to_owned));
+        left.extend(
+            mounts
+                .lines()
+                .filter(|line| line.contains(&dir))
+                .map(str::to_owned),
+        );
         for entry in std::fs::read_dir("/proc").into_iter().flatten().flatten() {
             let cgroup = std::fs::read_to_string(entry.path().join("cgroup")).unwrap_or_default();
             let command = command(&entry.path());
@@ -275,12 +331,20 @@ impl Node {
             }
         }
         cgroups(Path::new("/sys/fs/cgroup"), &self.name, 0, &mut left);
-        for entry in std::fs::read_dir(self.dir().join("netns")).into_iter().flatten().flatten() {
+        for entry in std::fs::read_dir(self.dir().join("netns"))
+            .into_iter()
+            .flatten()
+            .flatten()
+        {
             left.insert(format!("namespace {}", entry.path().display()));
         }
         let ipam = self.dir().join("ipam");
         for network in std::fs::read_dir(ipam).into_iter().flatten().flatten() {
-            for entry in std::fs::read_dir(network.path()).into_iter().flatten().flatten() {
+            for entry in std::fs::read_dir(network.path())
+                .into_iter()
+                .flatten()
+                .flatten()
+            {
                 let name = entry.file_name().display().to_string();
                 if name.parse::<std::net::IpAddr>().is_ok() {
                     left.insert(format!("address {name}"));
@@ -288,7 +352,11 @@ impl Node {
             }
         }
         for folder in ["run/pods", "root/containers", "root/cni", "root/staging"] {
-            for entry in std::fs::read_dir(self.dir().join(folder)).into_iter().flatten().flatten() {
+            for entry in std::fs::read_dir(self.dir().join(folder))
+                .into_iter()
+                .flatten()
+                .flatten()
+            {
                 left.insert(format!("{}", entry.path().display()));
             }
         }
@@ -319,11 +387,17 @@ impl Drop for Node {
                 let _ = rustix::mount::unmount(target, rustix::mount::UnmountFlags::DETACH);
             }
         }
-        for hierarchy in std::fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten() {
+        for hierarchy in std::fs::read_dir("/sys/fs/cgroup")
+            .into_iter()
+            .flatten()
+            .flatten()
+        {
             remove_cgroups(&hierarchy.path().join(&self.name));
         }
         remove_cgroups(&Path::new("/sys/fs/cgroup").join(&self.name));
-        let _ = std::process::Command::new("ip").args(["link", "del", &self.name]).output();
+        let _ = std::process::Command::new("ip")
+            .args(["link", "del", &self.name])
+            .output();
         let table = ["delete", "table", "inet", &self.name];
         let _ = std::process::Command::new("nft").args(table).output();
     }
@@ -355,7 +429,11 @@ fn cgroups(folder: &Path, name: &str, depth: usize, left: &mut BTreeSet<String>)
         }
         if entry.file_name().to_str() == Some(name) {
             // The node's own prefix may stay while the daemon lives; its content may not.
-            for child in std::fs::read_dir(entry.path()).into_iter().flatten().flatten() {
+            for child in std::fs::read_dir(entry.path())
+                .into_iter()
+                .flatten()
+                .flatten()
+            {
                 if child.file_type().is_ok_and(|kind| kind.is_dir()) {
                     left.insert(format!("cgroup {}", child.path().display()));
                 }
@@ -372,7 +450,10 @@ async fn remove_bridge(name: &str) {
         let _ = Command::new("ip").args(arguments).output().await;
     }
     for family in ["inet", "ip", "ip6"] {
-        let _ = Command::new("nft").args(["delete", "table", family, name]).output().await;
+        let _ = Command::new("nft")
+            .args(["delete", "table", family, name])
+            .output()
+            .await;
     }
 }
 
@@ -381,11 +462,17 @@ fn socket(dir: &Path) -> PathBuf {
 }
 
 fn spawn(dir: &Path) -> anyhow::Result<Child> {
-    let log = File::options().create(true).append(true).open(dir.join("daemon.log"))?;
+    let log = File::options()
+        .create(true)
+        .append(true)
+        .open(dir.join("daemon.log"))?;
     Command::new(program())
         .args(["serve", "--config"])
         .arg(dir.join("config.toml"))
-        .env("KELSON_LOG", "debug,h2=info,hyper=info,tonic=info,tower=info")
+        .env(
+            "KELSON_LOG",
+            "debug,h2=info,hyper=info,tonic=info,tower=info",
+        )
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(log)
@@ -395,8 +482,10 @@ fn spawn(dir: &Path) -> anyhow::Result<Child> {
 }
 
 async fn connect(dir: &Path) -> anyhow::Result<Client> {
-    let endpoint =
-            Endpoint::parse(&format!("unix://{}", socket(dir).display()), "its own directory")?;
+    let endpoint = Endpoint::parse(
+        &format!("unix://{}", socket(dir).display()),
+        "its own directory",
+    )?;
     let deadline = Instant::now() + PATIENCE;
     loop {
         match Client::connect(&endpoint).await {

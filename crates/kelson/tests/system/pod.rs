@@ -46,7 +46,10 @@ pub(crate) fn host_network_pod(logs: &std::path::Path) -> v1::PodSandboxConfig {
 
 /// Namespaces as the kubelet asks for them: PID per container.
 pub(crate) fn private() -> v1::NamespaceOption {
-    v1::NamespaceOption { pid: v1::NamespaceMode::Container.into(), ..Default::default() }
+    v1::NamespaceOption {
+        pid: v1::NamespaceMode::Container.into(),
+        ..Default::default()
+    }
 }
 
 /// A container that runs a shell command.
@@ -57,8 +60,14 @@ pub(crate) fn shell(name: &str, image: &str, script: &str) -> v1::ContainerConfi
 /// A container that runs a command.
 pub(crate) fn command(name: &str, image: &str, command: &[&str]) -> v1::ContainerConfig {
     v1::ContainerConfig {
-        metadata: Some(v1::ContainerMetadata { name: name.into(), attempt: 0 }),
-        image: Some(v1::ImageSpec { image: image.into(), ..Default::default() }),
+        metadata: Some(v1::ContainerMetadata {
+            name: name.into(),
+            attempt: 0,
+        }),
+        image: Some(v1::ImageSpec {
+            image: image.into(),
+            ..Default::default()
+        }),
         command: command.iter().map(|&word| word.to_owned()).collect(),
         log_path: format!("{name}.log"),
         linux: Some(v1::LinuxContainerConfig {

@@ -6,12 +6,13 @@
 
 mod io;
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use kelson_cgroup::Cgroup;
 use kelson_runtime::{Event as Told, LaunchError, Launched, Options, Progress, Stdio};
 use rustix::event::epoll::EventFlags;
+use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::process::{Signal, WaitStatus};
 
 use super::conn::Role;
@@ -145,12 +146,12 @@ impl Shim {
             ..
         } = request;
         let seccomp = seccomp_program(seccomp.as_ref())?;
+        let not_running = || Refusal {
+            kind: RefusalKind::NotRunning,
+            message: format!("container {id} is not running"),
+        };
         let Some(container) = self.containers.get_mut(&container) else {
-            let message = format!("container {id} is not running");
-            return Err(Refusal {
-                kind: RefusalKind::NotRunning,
-                message,
-            });
+            return Err(not_running());
         };
         if process.oom_score_adj().is_none() {
             process.set_oom_score_adj(container.oom_score_adj());
@@ -170,7 +171,13 @@ impl Shim {
             Ok(launched) => Ok((launched, cgroup)),
             Err(error) => {
                 container.return_group(cgroup);
-                Err(launch_refusal(&error))
+                // Its first process may be dead already, and the end of it still waiting to be handled.
+                let ended = has_ended(container.pidfd.as_fd());
+                Err(if ended {
+                    not_running()
+                } else {
+                    launch_refusal(&error)
+                })
             }
         }
     }
@@ -347,4 +354,13 @@ impl Shim {
         }
         self.exec_ends(serial);
     }
+}
+
+/// Whether the process of a pidfd has ended, reaped or not.
+fn has_ended(pidfd: BorrowedFd<'_>) -> bool {
+    let mut ready = [PollFd::from_borrowed_fd(pidfd, PollFlags::IN)];
+    matches!(
+        rustix::event::poll(&mut ready, Some(&Timespec::default())),
+        Ok(1)
+    )
 }

@@ -10,9 +10,15 @@ use crate::pod::{pod, shell};
 pub(super) fn cases() -> Vec<Case> {
     vec![
         on_node("crash::twenty_pods_survive", |node| Box::pin(survive(node))),
-        on_node("crash::exits_meanwhile_are_known", |node| Box::pin(exits(node))),
-        on_node("crash::in_the_middle_of_pods_being_made", |node| Box::pin(midway(node))),
-        on_node("crash::a_killed_shim_is_noticed", |node| Box::pin(shim(node))),
+        on_node("crash::exits_meanwhile_are_known", |node| {
+            Box::pin(exits(node))
+        }),
+        on_node("crash::in_the_middle_of_pods_being_made", |node| {
+            Box::pin(midway(node))
+        }),
+        on_node("crash::a_killed_shim_is_noticed", |node| {
+            Box::pin(shim(node))
+        }),
     ]
 }
 
@@ -21,7 +27,9 @@ async fn survive(node: &mut Node) -> Outcome {
     let mut containers = Vec::new();
     for _ in 0..20 {
         let script = "i=0; while true; do i=$((i+1)); echo $i; sleep 0.02; done";
-        let (_, container) = node.run(&pod(&node.logs()), shell("main", &image, script)).await?;
+        let (_, container) = node
+            .run(&pod(&node.logs()), shell("main", &image, script))
+            .await?;
         let started = node.status(&container).await?.started_at;
         containers.push((container, started));
     }
@@ -29,13 +37,19 @@ async fn survive(node: &mut Node) -> Outcome {
     node.restart().await?;
     for (container, started) in &containers {
         let status = node.status(container).await?;
-        ensure!(status.state() == v1::ContainerState::ContainerRunning, "{status:?}");
+        ensure!(
+            status.state() == v1::ContainerState::ContainerRunning,
+            "{status:?}"
+        );
         ensure!(status.started_at == *started, "it was started again");
         ensure!(node.output(container, "echo here").await? == "here");
     }
     // Logs went on without a gap while nobody served.
     let (container, _) = &containers[0];
-    let request = v1::StopContainerRequest { container_id: container.clone(), timeout: 0 };
+    let request = v1::StopContainerRequest {
+        container_id: container.clone(),
+        timeout: 0,
+    };
     node.client.stop_container(request).await?;
     let log = std::fs::read_to_string(node.status(container).await?.log_path)?;
     for (index, line) in log.lines().enumerate() {
@@ -48,7 +62,11 @@ async fn exits(node: &mut Node) -> Outcome {
     let image = node.busybox().await?;
     let go = node.dir().join("go");
     std::fs::create_dir(&go)?;
-    let mut config = shell("main", &image, "until test -e /go/now; do sleep 0.02; done; echo bye; exit 42");
+    let mut config = shell(
+        "main",
+        &image,
+        "until test -e /go/now; do sleep 0.02; done; echo bye; exit 42",
+    );
     config.mounts = vec![v1::Mount {
         host_path: go.display().to_string(),
         container_path: "/go".into(),
@@ -60,7 +78,10 @@ async fn exits(node: &mut Node) -> Outcome {
     tokio::time::sleep(std::time::Duration::from_millis(500)).await;
     node.restart().await?;
     let status = node.exited(&container).await?;
-    ensure!(status.exit_code == 42 && status.reason == "Error", "{status:?}");
+    ensure!(
+        status.exit_code == 42 && status.reason == "Error",
+        "{status:?}"
+    );
     ensure!(std::fs::read_to_string(&status.log_path)?.ends_with("bye\n"));
     ensure!(node.pod_status(&pod).await?.state() == v1::PodSandboxState::SandboxReady);
     Ok(())
@@ -78,7 +99,11 @@ async fn midway(node: &mut Node) -> Outcome {
                 if let Some(metadata) = config.metadata.as_mut() {
                     metadata.attempt = here.log().len() as u32;
                 }
-                if here.run(&config, shell("main", &image, "sleep 1000")).await.is_err() {
+                if here
+                    .run(&config, shell("main", &image, "sleep 1000"))
+                    .await
+                    .is_err()
+                {
                     return;
                 }
             }
@@ -92,7 +117,10 @@ async fn midway(node: &mut Node) -> Outcome {
         tokio::join!(making, kill);
         node.restart().await?;
         // What the daemon shows is whole: a ready pod has a working container or none.
-        let list = node.client.list_containers(v1::ListContainersRequest::default()).await?;
+        let list = node
+            .client
+            .list_containers(v1::ListContainersRequest::default())
+            .await?;
         for container in list.containers {
             if container.state() == v1::ContainerState::ContainerRunning {
                 ensure!(node.output(&container.id, "echo here").await? == "here");
@@ -104,8 +132,13 @@ async fn midway(node: &mut Node) -> Outcome {
 
 async fn shim(node: &mut Node) -> Outcome {
     let image = node.busybox().await?;
-    let (pod, container) = node.run(&pod(&node.logs()), shell("main", &image, "sleep 1000")).await?;
-    let request = v1::PodSandboxStatusRequest { pod_sandbox_id: pod.clone(), verbose: true };
+    let (pod, container) = node
+        .run(&pod(&node.logs()), shell("main", &image, "sleep 1000"))
+        .await?;
+    let request = v1::PodSandboxStatusRequest {
+        pod_sandbox_id: pod.clone(),
+        verbose: true,
+    };
     let info = node.client.pod_sandbox_status(request).await?.info;
     let info: serde_json::Value = serde_json::from_str(&info["info"])?;
     let pid = i32::try_from(info["pid"].as_i64().unwrap_or(0))?;

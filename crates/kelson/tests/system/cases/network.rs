@@ -12,12 +12,20 @@ const SERVER: &str = "mkdir -p /www; hostname > /www/index.html; httpd -f -p 80 
 
 pub(super) fn cases() -> Vec<Case> {
     vec![
-        on_node("network::pods_reach_each_other", |node| Box::pin(reach(node))),
+        on_node("network::pods_reach_each_other", |node| {
+            Box::pin(reach(node))
+        }),
         on_node("network::host_ports", |node| Box::pin(host_ports(node))),
-        on_node("network::a_conflist_is_taken_when_it_appears", |node| Box::pin(conflist(node))),
-        on_node("network::external_plugins", |node| Box::pin(external(node)))
-            .needs(Need::Program("/usr/lib/cni/bridge", "containernetworking-plugins")),
-        on_node("network::an_exhausted_subnet_is_told", |node| Box::pin(exhausted(node))),
+        on_node("network::a_conflist_is_taken_when_it_appears", |node| {
+            Box::pin(conflist(node))
+        }),
+        on_node("network::external_plugins", |node| Box::pin(external(node))).needs(Need::Program(
+            "/usr/lib/cni/bridge",
+            "containernetworking-plugins",
+        )),
+        on_node("network::an_exhausted_subnet_is_told", |node| {
+            Box::pin(exhausted(node))
+        }),
     ]
 }
 
@@ -39,7 +47,9 @@ async fn reach(node: &mut Node) -> Outcome {
     let mut config = pod(&node.logs());
     config.hostname = "server".into();
     let (server, own) = node.run(&config, shell("main", &image, SERVER)).await?;
-    let (_, client) = node.run(&pod(&node.logs()), shell("main", &image, "sleep 1000")).await?;
+    let (_, client) = node
+        .run(&pod(&node.logs()), shell("main", &image, "sleep 1000"))
+        .await?;
     let ip = address(node, &server).await?;
     ensure!(fetch(node, &client, &ip).await? == "server");
     ensure!(fetch(node, &own, "127.0.0.1").await? == "server");
@@ -48,7 +58,9 @@ async fn reach(node: &mut Node) -> Outcome {
 
 async fn host_ports(node: &mut Node) -> Outcome {
     let image = node.busybox().await?;
-    let port = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
+    let port = std::net::TcpListener::bind("127.0.0.1:0")?
+        .local_addr()?
+        .port();
     let mut config = pod(&node.logs());
     config.hostname = "server".into();
     config.port_mappings = vec![v1::PortMapping {
@@ -94,11 +106,19 @@ fn bridge_conflist(node: &Node, subnet: &str, more: &str) -> String {
 
 async fn conflist(node: &mut Node) -> Outcome {
     write_conflist(node, "10-broken.conflist", "{ this is not JSON")?;
-    write_conflist(node, "20-good.conflist", &bridge_conflist(node, "198.19.200.0/24", ""))?;
+    write_conflist(
+        node,
+        "20-good.conflist",
+        &bridge_conflist(node, "198.19.200.0/24", ""),
+    )?;
     let pod = node.run_pod(&pod(&node.logs())).await?;
     let ip = address(node, &pod).await?;
     ensure!(ip.starts_with("198.19.200."), "{ip}");
-    ensure!(node.dir().join(format!("ipam/{}-list/{ip}", node.name())).exists());
+    ensure!(
+        node.dir()
+            .join(format!("ipam/{}-list/{ip}", node.name()))
+            .exists()
+    );
     Ok(())
 }
 
@@ -113,7 +133,9 @@ async fn external(node: &mut Node) -> Outcome {
     let mut config = pod(&node.logs());
     config.hostname = "server".into();
     let (server, _) = node.run(&config, shell("main", &image, SERVER)).await?;
-    let (_, client) = node.run(&pod(&node.logs()), shell("main", &image, "sleep 1000")).await?;
+    let (_, client) = node
+        .run(&pod(&node.logs()), shell("main", &image, "sleep 1000"))
+        .await?;
     let ip = address(node, &server).await?;
     ensure!(ip.starts_with("198.19.201."), "{ip}");
     ensure!(fetch(node, &client, &ip).await? == "server");
@@ -121,11 +143,22 @@ async fn external(node: &mut Node) -> Outcome {
 }
 
 async fn exhausted(node: &mut Node) -> Outcome {
-    write_conflist(node, "10-small.conflist", &bridge_conflist(node, "198.19.202.0/30", ""))?;
+    write_conflist(
+        node,
+        "10-small.conflist",
+        &bridge_conflist(node, "198.19.202.0/30", ""),
+    )?;
     let first = node.run_pod(&pod(&node.logs())).await?;
-    let error = node.run_pod(&pod(&node.logs())).await.err().context("there was an address")?;
+    let error = node
+        .run_pod(&pod(&node.logs()))
+        .await
+        .err()
+        .context("there was an address")?;
     let text = format!("{error:#}");
-    ensure!(text.contains("198.19.202.0/30") || text.contains("address"), "{text}");
+    ensure!(
+        text.contains("198.19.202.0/30") || text.contains("address"),
+        "{text}"
+    );
     node.remove_pod(&first).await?;
     node.run_pod(&pod(&node.logs())).await?;
     Ok(())

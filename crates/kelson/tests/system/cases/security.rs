@@ -9,12 +9,18 @@ use crate::pod::{pod, shell};
 
 pub(super) fn cases() -> Vec<Case> {
     vec![
-        on_node("security::defaults_are_strict", |node| Box::pin(defaults(node))),
+        on_node("security::defaults_are_strict", |node| {
+            Box::pin(defaults(node))
+        }),
         on_node("security::users_and_groups", |node| Box::pin(users(node))),
-        on_node("security::capabilities", |node| Box::pin(capabilities(node))),
+        on_node("security::capabilities", |node| {
+            Box::pin(capabilities(node))
+        }),
         on_node("security::privileged", |node| Box::pin(privileged(node))),
         on_node("security::read_only_root", |node| Box::pin(read_only(node))),
-        on_node("security::the_program_is_not_visible", |node| Box::pin(program(node))),
+        on_node("security::the_program_is_not_visible", |node| {
+            Box::pin(program(node))
+        }),
     ]
 }
 
@@ -22,7 +28,11 @@ fn with_security(
     mut config: v1::ContainerConfig,
     change: impl FnOnce(&mut v1::LinuxContainerSecurityContext),
 ) -> v1::ContainerConfig {
-    if let Some(security) = config.linux.as_mut().and_then(|linux| linux.security_context.as_mut()) {
+    if let Some(security) = config
+        .linux
+        .as_mut()
+        .and_then(|linux| linux.security_context.as_mut())
+    {
         change(security);
     }
     config
@@ -80,7 +90,10 @@ async fn capabilities(node: &mut Node) -> Outcome {
         });
     });
     let (log, _) = node.run_to_end(none).await?;
-    ensure!(log == "0000000000000000\n0000000000000000\n0000000000000000", "{log}");
+    ensure!(
+        log == "0000000000000000\n0000000000000000\n0000000000000000",
+        "{log}"
+    );
     let one = with_security(shell("main", &image, script), |security| {
         security.capabilities = Some(v1::Capability {
             add_capabilities: vec!["NET_ADMIN".into()],
@@ -101,25 +114,44 @@ async fn privileged(node: &mut Node) -> Outcome {
         security.seccomp = None;
     });
     let refused = node.run(&pod(&node.logs()), config.clone()).await;
-    ensure!(refused.is_err(), "a pod that is not privileged has a privileged container");
+    ensure!(
+        refused.is_err(),
+        "a pod that is not privileged has a privileged container"
+    );
     let mut privileged = pod(&node.logs());
-    let security = privileged.linux.as_mut().and_then(|linux| linux.security_context.as_mut());
+    let security = privileged
+        .linux
+        .as_mut()
+        .and_then(|linux| linux.security_context.as_mut());
     security.context("no security")?.privileged = true;
     let (_, container) = node.run(&privileged, config).await?;
     let status = node.exited(&container).await?;
     let log = std::fs::read_to_string(&status.log_path)?;
-    ensure!(log.contains("mounted") && log.contains("Seccomp:\t0"), "{log}");
+    ensure!(
+        log.contains("mounted") && log.contains("Seccomp:\t0"),
+        "{log}"
+    );
     ensure!(log.contains("devices"), "{log}");
     Ok(())
 }
 
 async fn read_only(node: &mut Node) -> Outcome {
     let image = node.busybox().await?;
-    let config = with_security(shell("main", &image, "touch /x 2>&1; touch /dev/shm/y && echo shm"), |security| {
-        security.readonly_rootfs = true;
-    });
+    let config = with_security(
+        shell(
+            "main",
+            &image,
+            "touch /x 2>&1; touch /dev/shm/y && echo shm",
+        ),
+        |security| {
+            security.readonly_rootfs = true;
+        },
+    );
     let (log, _) = node.run_to_end(config).await?;
-    ensure!(log.contains("Read-only file system") && log.contains("shm"), "{log}");
+    ensure!(
+        log.contains("Read-only file system") && log.contains("shm"),
+        "{log}"
+    );
     Ok(())
 }
 
@@ -128,7 +160,12 @@ async fn program(node: &mut Node) -> Outcome {
     // Neither a descriptor nor a mapping of the runtime is left in the container's first process.
     let script = "ls -l /proc/1/fd | grep -vE 'pipe|null|total|/proc/' ; grep -ci kelson /proc/1/maps; readlink /proc/1/exe";
     let (log, _) = node.run_to_end(shell("main", &image, script)).await?;
-    ensure!(log.lines().last().is_some_and(|exe| exe.contains("busybox") || exe.contains("sh")), "{log}");
+    ensure!(
+        log.lines()
+            .last()
+            .is_some_and(|exe| exe.contains("busybox") || exe.contains("sh")),
+        "{log}"
+    );
     ensure!(log.lines().rev().nth(1) == Some("0"), "{log}");
     ensure!(!log.contains("memfd"), "{log}");
     Ok(())
