@@ -14,7 +14,8 @@ pub use pod::{
     UserNamespace,
 };
 pub use security::{
-    Capabilities, ContainerSecurity, GroupsPolicy, NamespaceMode, PodSecurity, Profile, Selinux,
+    Capabilities, ContainerSecurity, DEFAULT_MASKED_PATHS, DEFAULT_READONLY_PATHS, GroupsPolicy,
+    NamespaceMode, PodSecurity, Profile, Selinux,
 };
 
 use std::collections::BTreeMap;

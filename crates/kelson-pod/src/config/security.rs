@@ -140,7 +140,7 @@ pub struct ContainerSecurity {
 }
 
 /// Paths hidden from containers by default, as the field's runtimes have them.
-const DEFAULT_MASKED_PATHS: &[&str] = &[
+pub const DEFAULT_MASKED_PATHS: &[&str] = &[
     "/proc/acpi",
     "/proc/asound",
     "/proc/interrupts",
@@ -156,7 +156,7 @@ const DEFAULT_MASKED_PATHS: &[&str] = &[
 ];
 
 /// Paths read-only for containers by default, as the field's runtimes have them.
-const DEFAULT_READONLY_PATHS: &[&str] = &[
+pub const DEFAULT_READONLY_PATHS: &[&str] = &[
     "/proc/bus",
     "/proc/fs",
     "/proc/irq",

@@ -12,12 +12,12 @@ use kelson_cri::v1::{
     RemovePodSandboxRequest, RunPodSandboxRequest, SecurityProfile, StartContainerRequest,
     StopContainerRequest, StopPodSandboxRequest,
 };
+use kelson_pod::config::{DEFAULT_MASKED_PATHS, DEFAULT_READONLY_PATHS};
 
 use super::Bench;
 use super::peer::{LABEL, Peer};
 use super::report::{Better, Report};
 use super::samples::Step;
-use crate::cmd::client::{MASKED_PATHS, READONLY_PATHS};
 
 /// Which network the pods are on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -252,8 +252,8 @@ fn container_config(bench: &Bench, network: Network, work: Work) -> ContainerCon
         linux: Some(LinuxContainerConfig {
             security_context: Some(LinuxContainerSecurityContext {
                 namespace_options: Some(namespaces(network)),
-                masked_paths: paths(&MASKED_PATHS),
-                readonly_paths: paths(&READONLY_PATHS),
+                masked_paths: paths(DEFAULT_MASKED_PATHS),
+                readonly_paths: paths(DEFAULT_READONLY_PATHS),
                 seccomp: Some(seccomp()),
                 ..Default::default()
             }),

@@ -34,7 +34,6 @@ use kelson_client::{Client, Endpoint};
 use crate::ui::{self, Io};
 
 pub(crate) use log::{LogFile, Record};
-pub(crate) use run::{MASKED_PATHS, READONLY_PATHS};
 
 /// What the exit codes of all client commands mean; a part of `kelson --help`.
 pub(crate) const EXIT_CODES: &str = "\

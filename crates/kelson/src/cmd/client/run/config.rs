@@ -13,6 +13,7 @@ use kelson_cri::v1::{
     LinuxSandboxSecurityContext, NamespaceMode, NamespaceOption, PodSandboxConfig,
     PodSandboxMetadata, SecurityProfile,
 };
+use kelson_pod::config::{DEFAULT_MASKED_PATHS, DEFAULT_READONLY_PATHS, NETWORK_FALLBACK};
 
 use super::flags::{self, Args, Net, UserName};
 
@@ -21,30 +22,6 @@ pub(crate) const LABEL: &str = "kelson.run";
 
 /// Length of a processor period in microseconds.
 const CPU_PERIOD: i64 = 100_000;
-
-/// Paths that look empty in a container, as the kubelet asks for by default.
-pub(crate) const MASKED_PATHS: [&str; 11] = [
-    "/proc/acpi",
-    "/proc/asound",
-    "/proc/interrupts",
-    "/proc/kcore",
-    "/proc/keys",
-    "/proc/latency_stats",
-    "/proc/sched_debug",
-    "/proc/scsi",
-    "/proc/timer_list",
-    "/sys/devices/virtual/powercap",
-    "/sys/firmware",
-];
-
-/// Paths that are read-only in a container, as the kubelet asks for by default.
-pub(crate) const READONLY_PATHS: [&str; 5] = [
-    "/proc/bus",
-    "/proc/fs",
-    "/proc/irq",
-    "/proc/sys",
-    "/proc/sysrq-trigger",
-];
 
 /// Both configurations.
 #[derive(Debug)]
@@ -119,10 +96,7 @@ fn pod(args: &Args, name: &str, uid: &str, logs: &Path) -> PodSandboxConfig {
         log_directory: logs.display().to_string(),
         port_mappings: args.ports.clone(),
         labels,
-        annotations: BTreeMap::from([(
-            kelson_pod::config::NETWORK_FALLBACK.to_owned(),
-            "bridge".to_owned(),
-        )]),
+        annotations: BTreeMap::from([(NETWORK_FALLBACK.to_owned(), "bridge".to_owned())]),
         linux: Some(LinuxPodSandboxConfig {
             security_context: Some(LinuxSandboxSecurityContext {
                 namespace_options: Some(namespaces(network)),
@@ -159,8 +133,8 @@ fn container(args: &Args, name: &str, envs: Vec<KeyValue>) -> ContainerConfig {
         run_as_username,
         run_as_group: user.and_then(|user| user.group).map(number),
         readonly_rootfs: args.read_only,
-        masked_paths: paths(&MASKED_PATHS),
-        readonly_paths: paths(&READONLY_PATHS),
+        masked_paths: paths(DEFAULT_MASKED_PATHS),
+        readonly_paths: paths(DEFAULT_READONLY_PATHS),
         seccomp: Some(seccomp(args.privileged)),
         ..Default::default()
     };

@@ -22,7 +22,7 @@ use super::{exec, logs, pull, rm};
 use crate::ui::Io;
 use flags::Pull;
 
-pub(crate) use config::{LABEL, MASKED_PATHS, READONLY_PATHS, log_directory};
+pub(crate) use config::{LABEL, log_directory};
 pub(crate) use flags::Args;
 
 /// Seconds between the stop signal and killing after an interrupt.
