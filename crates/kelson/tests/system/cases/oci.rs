@@ -138,6 +138,18 @@ impl Bundle {
         Ok(serde_json::from_str(&self.ok(&["state", id]).await?)?)
     }
 
+    /// Whether a container, which may not be there yet, executes this program: what is killed before
+    /// was not run.
+    async fn executes(&self, id: &str, program: &str) -> anyhow::Result<bool> {
+        let ran = self.run(&["state", id]).await?;
+        if ran.code != 0 {
+            return Ok(false);
+        }
+        let state: Value = serde_json::from_str(&ran.stdout)?;
+        let name = std::fs::read_to_string(format!("/proc/{}/comm", state["pid"]));
+        Ok(name.is_ok_and(|name| name.trim() == program))
+    }
+
     /// Waits until a container has this status.
     async fn wait(&self, id: &str, status: &str) -> Outcome {
         let deadline = Instant::now() + PATIENCE;
@@ -212,9 +224,11 @@ async fn run(node: &mut Node) -> Outcome {
     bundle.write()?;
     let mut running = bundle.command(&["run", "three"]).spawn()?;
     let deadline = Instant::now() + PATIENCE;
-    while bundle.run(&["kill", "three", "KILL"]).await?.code != 0 {
+    while !bundle.executes("three", "sleep").await? {
         ensure!(Instant::now() < deadline, "it does not run");
+        tokio::time::sleep(Duration::from_millis(5)).await;
     }
+    bundle.ok(&["kill", "three", "KILL"]).await?;
     let status = tokio::time::timeout(PATIENCE, running.wait()).await??;
     ensure!(status.code() == Some(137), "{status}");
     bundle.config["process"]["args"] =
