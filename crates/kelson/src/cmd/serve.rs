@@ -74,14 +74,13 @@ fn workers() -> usize {
 async fn serve(config: &Config) -> anyhow::Result<()> {
     // A daemon of the same state directory holds this lock until it is gone.
     let _lock = lock(&config.state)?;
-    let pods_server = build(config).await?;
+    let (pods, server) = build(config).await?;
     let listener = bind(&config.socket)?;
-    info!(socket = %config.socket.display(), version = env!("CARGO_PKG_VERSION"), "serving");
-    tell_systemd(NotifyState::Ready);
     let mut terminate = signal(SignalKind::terminate()).context("cannot watch for signals")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot watch for signals")?;
+    info!(socket = %config.socket.display(), version = env!("CARGO_PKG_VERSION"), "serving");
+    tell_systemd(NotifyState::Ready);
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
-    let (pods, server) = pods_server;
     let serving = tonic::transport::Server::builder()
         .add_routes(server.routes())
         .serve_with_incoming_shutdown(UnixListenerStream::new(listener), async {
