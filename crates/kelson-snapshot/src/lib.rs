@@ -79,8 +79,8 @@ pub trait Snapshotter: Send + Sync {
         expected: &Expected,
     ) -> Result<Staging, UnpackError>;
 
-    /// Puts a staged layer on top of `parent` (`None`: it is the lowest) and makes it durable. When
-    /// another caller committed the same chain first, this one's copy is discarded without error.
+    /// Puts a staged layer on top of `parent` (`None`: it is the lowest). It becomes durable a moment
+    /// later; if a power loss comes first, it is absent afterwards. When another caller committed the same chain first, this one's copy is discarded without error.
     ///
     /// # Errors
     /// [`SnapshotError::UnknownLayer`] if `parent` is not committed, or the disk failed.

@@ -1,7 +1,4 @@
-//! Puts a staged layer on top of its parents: complete or not at all, also after a power loss.
-
-use std::io;
-use std::path::Path;
+//! Puts a staged layer on top of its parents: complete or not at all.
 
 use super::graft;
 use super::records::{self, LayerRecord};
@@ -62,19 +59,18 @@ impl Overlayfs {
             parent,
             usage,
             opaque_root,
+            boot: self.0.options.sync.then(|| self.0.boot.clone()),
         };
-        self.seal(scratch.path(), &record)
-            .map_err(on("make durable", scratch.path()))?;
+        records::write(&scratch.path().join("layer.json"), &record)
+            .map_err(on("write the record of", scratch.path()))?;
 
         let name = self.0.name();
         let place = self.0.dir(LAYERS_DIR).join(&name);
         scratch
             .keep(&place)
             .map_err(on("move into place", &place))?;
-        if self.0.options.sync {
-            let layers = self.0.dir(LAYERS_DIR);
-            let sync = || rustix::fs::fsync(tree::open_dir(&layers)?);
-            sync().map_err(on("make durable", &layers))?;
+        if record.boot.is_some() {
+            self.0.make_durable(place.clone(), record.clone())?;
         }
         let first = {
             let mut state = self.0.state();
@@ -88,14 +84,5 @@ impl Overlayfs {
             self.0.discard(&place)?;
         }
         Ok(chain)
-    }
-
-    /// Writes the record and makes the layer durable.
-    fn seal(&self, scratch: &Path, record: &LayerRecord) -> io::Result<()> {
-        records::write(&scratch.join("layer.json"), record)?;
-        if self.0.options.sync {
-            rustix::fs::syncfs(&self.0.lock)?;
-        }
-        Ok(())
     }
 }

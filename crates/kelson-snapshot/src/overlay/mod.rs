@@ -13,6 +13,7 @@
 //! the disk works.
 
 mod commit;
+mod durable;
 mod graft;
 mod records;
 mod recover;
@@ -32,7 +33,8 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use rustix::fs::{FlockOperation, Mode};
 use rustix::io::Errno;
 
-use self::records::ContainerRecord;
+use self::durable::Durable;
+use self::records::{ContainerRecord, LayerRecord};
 use self::state::{Container, State};
 use crate::error::{at, on};
 use crate::staging::Scratch;
@@ -44,8 +46,9 @@ use crate::{
 /// How an [`Overlayfs`] works.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Options {
-    /// Whether a layer is forced to disk (one `syncfs`) before it gets to its place. Without it a
-    /// power loss can leave a layer whose files are empty. Default: true.
+    /// Whether layers are forced to disk, behind the back of who commits them, and one that a power
+    /// loss has overtaken is dropped. Without it such a layer is taken for complete although its
+    /// files may be empty. Default: true.
     pub sync: bool,
     /// Limits of one layer.
     pub limits: Limits,
@@ -70,6 +73,9 @@ struct Inner {
     /// The root directory; its lock keeps other processes out.
     lock: OwnedFd,
     options: Options,
+    /// This boot of the machine.
+    boot: String,
+    durable: Durable,
     next: AtomicU64,
     state: Mutex<State>,
 }
@@ -79,6 +85,8 @@ const CONTAINERS_DIR: &str = "containers";
 const STAGING_DIR: &str = "staging";
 const TRASH_DIR: &str = "trash";
 const EMPTY_DIR: &str = "empty";
+/// A random number that the kernel chooses at every boot (random(4)).
+const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 
 impl Overlayfs {
     /// Opens or creates the directories below `root`. What was not finished when the last process
@@ -87,6 +95,11 @@ impl Overlayfs {
     /// # Errors
     /// [`SnapshotError::Busy`] if another process has them, or they cannot be made or read.
     pub fn open(root: &Path, options: Options) -> Result<Self, SnapshotError> {
+        let boot = fs::read_to_string(BOOT_ID).map_err(on("read", BOOT_ID))?;
+        Self::open_in_boot(root, options, boot.trim())
+    }
+
+    fn open_in_boot(root: &Path, options: Options, boot: &str) -> Result<Self, SnapshotError> {
         fs::create_dir_all(root).map_err(on("create", root))?;
         let lock = tree::open_dir(root).map_err(on("open", root))?;
         match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
@@ -109,6 +122,8 @@ impl Overlayfs {
             root: root.into(),
             lock,
             options,
+            boot: boot.to_owned(),
+            durable: Durable::default(),
             next: AtomicU64::new(1),
             state: Mutex::default(),
         };
@@ -152,6 +167,11 @@ impl Inner {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
             result => result.map_err(on("move to the trash", path)),
         }
+    }
+
+    fn make_durable(&self, dir: PathBuf, record: LayerRecord) -> Result<(), SnapshotError> {
+        let added = self.durable.add(&self.lock, dir, record);
+        added.map_err(on("force layers to disk in", &self.root))
     }
 
     fn lower(&self, top: Option<&ChainId>) -> Result<Vec<PathBuf>, SnapshotError> {

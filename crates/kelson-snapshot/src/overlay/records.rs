@@ -25,6 +25,9 @@ pub(super) struct LayerRecord {
     pub(super) usage: Usage,
     /// Nothing of the layers below shows through: overlayfs is not given them.
     pub(super) opaque_root: bool,
+    /// The boot that the layer was written in, as long as it may not be on disk.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) boot: Option<String>,
 }
 
 /// `containers/<id>/chain.json`
@@ -58,6 +61,18 @@ pub(super) enum Found<T> {
 pub(super) fn write<T: Serialize>(path: &Path, record: &T) -> std::io::Result<()> {
     let text = serde_json::to_vec(&Versioned { v: VERSION, record })?;
     File::create_new(path)?.write_all(&text)
+}
+
+/// Writes a record in the place of an older one, durably.
+pub(super) fn replace<T: Serialize>(path: &Path, record: &T) -> std::io::Result<()> {
+    let new = path.with_extension("new");
+    match std::fs::remove_file(&new) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    write(&new, record)?;
+    File::open(&new)?.sync_all()?;
+    std::fs::rename(&new, path)
 }
 
 pub(super) fn read<T: DeserializeOwned>(path: &Path) -> Found<T> {

@@ -80,6 +80,17 @@ impl Inner {
             );
             return self.discard(&dir);
         }
+        match &record.boot {
+            None => {}
+            Some(boot) if *boot == self.boot => self.make_durable(dir, record.clone())?,
+            Some(_) => {
+                tracing::warn!(
+                    layer = name,
+                    "layer was not on disk when the machine stopped; it is dropped"
+                );
+                return self.discard(&dir);
+            }
+        }
         state.layers.insert(chain, Layer { name, record });
         Ok(())
     }

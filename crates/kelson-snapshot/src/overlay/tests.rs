@@ -630,6 +630,7 @@ fn a_thousand_layers_open_fast() {
                 inodes: 1,
             },
             opaque_root: false,
+            boot: None,
         };
         super::records::write(&place.join("layer.json"), &record).unwrap();
     }
@@ -645,6 +646,57 @@ fn a_thousand_layers_open_fast() {
     );
     eprintln!("1000 layers opened in {took:?}");
     assert!(took < Duration::from_secs(2), "{took:?}");
+}
+
+#[test]
+fn a_layer_that_power_loss_overtook_is_dropped_with_those_above() {
+    let dir = TempDir::new().unwrap();
+    let open = |boot| Overlayfs::open_in_boot(dir.path(), Options::default(), boot).unwrap();
+    let record = |number: usize| -> (PathBuf, String) {
+        let path = dir.path().join(format!("layers/{number}/layer.json"));
+        let text = fs::read_to_string(&path).unwrap();
+        (path, text)
+    };
+    let layers = open("first");
+    let tar = |name: &str| Tar::new().file(name, b"data");
+    let chain = image(&layers, vec![tar("a"), tar("b"), tar("c")]);
+    let places: Vec<usize> = (1..10)
+        .filter(|number| dir.path().join(format!("layers/{number}")).exists())
+        .collect();
+    assert!(record(places[1]).1.contains(r#""boot":"first""#));
+    // A daemon that ends leaves nothing to chance.
+    drop(layers);
+    for number in &places {
+        assert!(!record(*number).1.contains("boot"));
+    }
+    let layers = open("second");
+    assert_eq!(layers.layers().len(), 3, "what is on disk survives");
+    drop(layers);
+
+    // As if the daemon, or the machine, had ended before the second layer was on disk.
+    let (path, text) = record(places[1]);
+    let mut unsettled: serde_json::Value = serde_json::from_str(&text).unwrap();
+    unsettled["boot"] = "second".into();
+    fs::write(&path, unsettled.to_string()).unwrap();
+    let layers = open("second");
+    assert_eq!(
+        layers.layers().len(),
+        3,
+        "the end of a daemon costs nothing"
+    );
+    drop(layers);
+    assert_eq!(
+        record(places[1]).1,
+        text,
+        "the next daemon makes it durable"
+    );
+    fs::write(&path, unsettled.to_string()).unwrap();
+    let layers = open("third");
+    assert_eq!(
+        layers.layers(),
+        chain[..1],
+        "the third layer lost its parent"
+    );
 }
 
 #[test]

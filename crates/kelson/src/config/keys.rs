@@ -215,7 +215,7 @@ pub(super) const KEYS: &[Key] = &[
     },
     Key {
         name: "image.sync",
-        doc: "Write a layer through to the disk before it counts as complete, so that images survive\npower loss. false is faster and only safe where the disk is thrown away with the machine.",
+        doc: "Force layers to disk, a moment after they were unpacked, and drop at the next start those that a\npower loss has overtaken. false is only safe where the disk is thrown away with the machine.",
         default: "true",
         set: |c, v| boolean(v).map(|b| c.sync_layers = b),
     },
