@@ -118,6 +118,7 @@ impl Overlayfs {
                 Err(errno) => return Err(on("create", root.join(name))(errno)),
             }
         }
+        spread(&root.join(STAGING_DIR));
         let inner = Inner {
             root: root.into(),
             lock,
@@ -217,6 +218,19 @@ impl Inner {
         scratch.keep(&to).map_err(on("move into place", to))?;
         Ok(rootfs)
     }
+}
+
+/// Tells the file system that what lies below has nothing in common. ext4 then gives each layer a
+/// block group of its own instead of the one whose inodes an image that was just removed had, which
+/// it does not use again for a minute and looks through one by one for every file (`chattr(1)`, T).
+fn spread(dir: &Path) {
+    let set = || -> rustix::io::Result<()> {
+        let dir = tree::open_dir(dir)?;
+        let flags = rustix::fs::ioctl_getflags(&dir)?;
+        rustix::fs::ioctl_setflags(&dir, flags | rustix::fs::IFlags::TOPDIR)
+    };
+    // Other file systems know no such hint.
+    let _ = set();
 }
 
 /// Protects a layer while an operation needs it.
