@@ -3,14 +3,14 @@
 //! Every call has a deadline, so that a stuck shim stalls nobody. A [`Shim`] holds no connection:
 //! each call makes its own.
 
-mod exec;
+mod session;
 mod shim;
 mod wire;
 mod zygote;
 
 use std::path::PathBuf;
 
-pub use exec::{ExecOutput, ExecResult, ExecSession, ExecStdin};
+pub use session::{ExecResult, Output, Resizer, Session, Stdin};
 pub use shim::{Shim, ShimEvent, ShimEvents};
 pub use zygote::{Forked, Zygote};
 

@@ -1,16 +1,17 @@
 //! Calls to one shim, and its stream of events.
 
 use std::future::Future;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::ShimError;
-use super::exec::ExecSession;
+use super::session::Session;
 use super::wire::Connection;
 use crate::ids::ContainerId;
 use crate::proto::{
-    Call, Event, ExecRequest, Exit, PodState, Reply, Request, SOCKET_NAME, SignalRequest,
-    StartRequest, Started, VERSION,
+    AttachRequest, Call, Event, ExecRequest, Exit, Family, PodState, Reply, Request, SOCKET_NAME,
+    SignalRequest, StartRequest, Started,
 };
 
 /// A shim, by its pod's directory. Cheap to clone; every call connects anew.
@@ -89,13 +90,50 @@ impl Shim {
         &self,
         request: ExecRequest,
         deadline: Duration,
-    ) -> Result<ExecSession, ShimError> {
+    ) -> Result<Session, ShimError> {
         let stdin = request.stdin;
         self.within(deadline, "exec", async {
             let (reply, connection) = self.ask(Call::Exec(Box::new(request))).await?;
             match reply {
-                Reply::Started(started) => Ok(ExecSession::new(connection, started, stdin)),
+                Reply::Started(started) => Ok(Session::new(connection, started, stdin)),
                 other => Err(unexpected(&other)),
+            }
+        })
+        .await
+    }
+
+    /// Sees what a running container writes from now on, and writes to it.
+    ///
+    /// # Errors
+    /// [`ShimError::Refused`] with `NotRunning`, `Invalid` when the container takes no input, or
+    /// `Busy`.
+    pub async fn attach(
+        &self,
+        request: AttachRequest,
+        deadline: Duration,
+    ) -> Result<Session, ShimError> {
+        self.within(deadline, "attach", async {
+            let (reply, connection) = self.ask(Call::Attach(request)).await?;
+            match reply {
+                Reply::Started(started) => Ok(Session::new(connection, started, request.stdin)),
+                other => Err(unexpected(&other)),
+            }
+        })
+        .await
+    }
+
+    /// A TCP socket in the pod's network namespace, not connected and not blocking.
+    ///
+    /// # Errors
+    /// [`ShimError::Refused`] with `Internal` when the kernel does not have the family.
+    pub async fn socket(&self, family: Family, deadline: Duration) -> Result<OwnedFd, ShimError> {
+        self.within(deadline, "socket", async {
+            let mut connection = Connection::open(&self.dir).await?;
+            connection.send(&request(Call::Socket(family))).await?;
+            match connection.next_message_with_fd().await? {
+                (Reply::Done, Some(socket)) => Ok(socket),
+                (Reply::Refused(refusal), _) => Err(refusal.into()),
+                (other, _) => Err(unexpected(&other)),
             }
         })
         .await
@@ -174,12 +212,7 @@ impl Shim {
     /// Sends a call and returns its first answer; a refusal is an error.
     async fn ask(&self, call: Call) -> Result<(Reply, Connection), ShimError> {
         let mut connection = Connection::open(&self.dir).await?;
-        connection
-            .send(&Request {
-                version: VERSION,
-                call,
-            })
-            .await?;
+        connection.send(&request(call)).await?;
         match connection.next_message().await? {
             None => Err(connection.gone(None)),
             Some(Reply::Refused(refusal)) => Err(refusal.into()),
@@ -202,6 +235,13 @@ impl Shim {
                     after: deadline,
                 })
             })
+    }
+}
+
+fn request(call: Call) -> Request {
+    Request {
+        version: call.version(),
+        call,
     }
 }
 

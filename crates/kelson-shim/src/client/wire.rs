@@ -2,12 +2,13 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rustix::fs::{Mode, OFlags};
 use serde::de::DeserializeOwned;
+use tokio::io::Interest;
 use tokio::net::UnixStream;
 
 use super::ShimError;
@@ -99,6 +100,31 @@ impl Connection {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 Err(error) if error.kind() == io::ErrorKind::ConnectionReset => return Ok(None),
                 Err(error) => return Err(self.gone(Some(error))),
+            }
+        }
+    }
+
+    /// The next message, with the descriptor that came beside it.
+    pub(super) async fn next_message_with_fd<T: DeserializeOwned>(
+        &mut self,
+    ) -> Result<(T, Option<OwnedFd>), ShimError> {
+        let mut passed = None;
+        loop {
+            if let Some((Kind::Message, payload)) = self.take_frame()? {
+                return Ok((parse(&payload)?, passed));
+            }
+            let mut buffer = [0; 4096];
+            let receive = || {
+                let received = kelson_sys::fdpass::recv_with_fds(self.stream.as_fd(), &mut buffer);
+                received.map_err(io::Error::from)
+            };
+            let received = self.stream.async_io(Interest::READABLE, receive).await;
+            match received.map_err(|error| self.gone(Some(error)))? {
+                (0, _) => return Err(self.gone(None)),
+                (count, fds) => {
+                    self.received.extend_from_slice(&buffer[..count]);
+                    passed = fds.into_iter().next().or(passed);
+                }
             }
         }
     }

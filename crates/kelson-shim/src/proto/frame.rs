@@ -1,5 +1,7 @@
 //! Frames: a little-endian `u32` length, a `u8` kind, and that many bytes of payload.
 
+use super::TerminalSize;
+
 /// The bytes in front of a payload.
 pub const HEADER: usize = 5;
 
@@ -9,7 +11,10 @@ pub const MAX_MESSAGE: usize = 4 << 20;
 /// The greatest payload of an input or output frame.
 pub const MAX_DATA: usize = 64 << 10;
 
-/// What a frame carries. Kinds from 4 on are reserved.
+/// The payload of a frame for a terminal's size: rows and columns, each a little-endian `u16`.
+pub const RESIZE: usize = 4;
+
+/// What a frame carries. Kinds from 5 on are reserved.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Kind {
@@ -21,6 +26,8 @@ pub enum Kind {
     Stdout = 2,
     /// Bytes from the standard error.
     Stderr = 3,
+    /// The size of the terminal; one with a zero in it is ignored. Since version 2.
+    Resize = 4,
 }
 
 /// A frame that cannot be accepted.
@@ -48,6 +55,7 @@ impl Kind {
             1 => Ok(Self::Stdin),
             2 => Ok(Self::Stdout),
             3 => Ok(Self::Stderr),
+            4 => Ok(Self::Resize),
             other => Err(FrameError::UnknownKind(other)),
         }
     }
@@ -56,6 +64,7 @@ impl Kind {
         match self {
             Self::Message => MAX_MESSAGE,
             Self::Stdin | Self::Stdout | Self::Stderr => MAX_DATA,
+            Self::Resize => RESIZE,
         }
     }
 }
@@ -84,6 +93,18 @@ pub fn parse_header(bytes: [u8; HEADER]) -> Result<(Kind, usize), FrameError> {
         });
     }
     Ok((kind, len))
+}
+
+/// The payload of a resize frame.
+pub fn resize(size: TerminalSize) -> [u8; RESIZE] {
+    let ([a, b], [c, d]) = (size.rows.to_le_bytes(), size.cols.to_le_bytes());
+    [a, b, c, d]
+}
+
+/// Reads the payload of a resize frame; none when it has the wrong length or a zero in it.
+pub fn parse_resize(payload: &[u8]) -> Option<TerminalSize> {
+    let [a, b, c, d] = *<&[u8; RESIZE]>::try_from(payload).ok()?;
+    TerminalSize::new(u16::from_le_bytes([a, b]), u16::from_le_bytes([c, d]))
 }
 
 /// A whole message frame.
@@ -143,5 +164,20 @@ mod tests {
         );
         let long = "x".repeat(MAX_MESSAGE);
         assert!(matches!(message(&long), Err(MessageError::TooLong(_))));
+        assert!(parse_header(header(Kind::Resize, RESIZE + 1)).is_err());
+    }
+
+    #[test]
+    fn sizes_survive_the_way_and_zeros_are_none() {
+        let size = TerminalSize::new(300, 7).unwrap();
+        assert_eq!(parse_resize(&resize(size)), Some(size));
+        for bad in [
+            &[0, 0, 1, 0][..],
+            &[1, 0, 0, 0],
+            &[1, 0, 1],
+            &[1, 0, 1, 0, 0],
+        ] {
+            assert_eq!(parse_resize(bad), None, "{bad:?}");
+        }
     }
 }

@@ -1,14 +1,16 @@
 //! The messages between the daemon, the zygote and a shim.
 //!
 //! One connection to `shim.sock` is one call: the client sends one [`Request`], the shim answers
-//! with one or more [`Reply`] messages, all as frames ([`frame`]). An exec call carries its input
-//! and output as frames on the same connection; closing the connection ends the whole process
-//! tree of the exec. A connection that asked for [`Call::Events`], and the socket that is handed
-//! to the zygote with a [`PodSetup`], carry [`Event`]s until either side closes.
+//! with one or more [`Reply`] messages, all as frames ([`frame`]). An exec or attach call carries
+//! input, output and the sizes of a terminal as frames on the same connection, and
+//! [`ExecRequest::detach`] says what closing it does to the process. A connection that asked for
+//! [`Call::Events`], and the socket that is handed to the zygote with a [`PodSetup`], carry
+//! [`Event`]s until either side closes. A descriptor is passed beside the first byte of a reply.
 //!
-//! Every request names the protocol version of its sender. A shim refuses versions that it does
+//! Every request names the version that brought what it asks for ([`Call::version`]), so that a
+//! daemon can talk to the shims that an older one has left. A shim refuses versions that it does
 //! not speak with [`RefusalKind::Version`]; unknown fields are ignored, so fields may be added
-//! within a version.
+//! within a version. Version 2 brought attach, sockets, resize frames and detached execs.
 
 pub mod frame;
 
@@ -21,7 +23,7 @@ use serde::{Deserialize, Serialize};
 use crate::ids::{ContainerId, PodId};
 
 /// The protocol version of this program.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// The oldest protocol version that this program still speaks.
 pub const OLDEST_VERSION: u32 = 1;
@@ -111,6 +113,12 @@ pub enum Call {
     /// Run a process in a container: answered with [`Reply::Started`], output frames, and
     /// [`Reply::Exited`].
     Exec(Box<ExecRequest>),
+    /// See what a container writes from now on, and write to it: answered with
+    /// [`Reply::Started`], output frames, and [`Reply::Exited`] when the container has exited.
+    Attach(AttachRequest),
+    /// Make a TCP socket in the pod's network namespace, not connected: answered with
+    /// [`Reply::Done`] and the socket beside it.
+    Socket(Family),
     /// Send a signal: answered with [`Reply::Done`].
     Signal(SignalRequest),
     /// Close the container's log and open it again by its path: answered with [`Reply::Done`].
@@ -121,6 +129,43 @@ pub enum Call {
     /// Kill everything in the pod, unmount its shared memory and exit: answered with
     /// [`Reply::Done`] when all that is done.
     Shutdown,
+}
+
+impl Call {
+    /// The oldest version of the protocol that has all of this call.
+    pub fn version(&self) -> u32 {
+        match self {
+            Self::Attach(_) | Self::Socket(_) => 2,
+            Self::Exec(request) if request.detach || request.process.terminal() == Some(true) => 2,
+            _ => 1,
+        }
+    }
+}
+
+/// A family of addresses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Family {
+    /// IPv4.
+    Inet,
+    /// IPv6.
+    Inet6,
+}
+
+/// The size of a terminal, in characters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TerminalSize {
+    /// Lines; not zero.
+    pub rows: u16,
+    /// Characters in a line; not zero.
+    pub cols: u16,
+}
+
+impl TerminalSize {
+    /// A size; a zero in it means that it is not known.
+    pub fn new(rows: u16, cols: u16) -> Option<Self> {
+        (rows > 0 && cols > 0).then_some(Self { rows, cols })
+    }
 }
 
 /// A container to start.
@@ -208,9 +253,9 @@ pub enum StdinPolicy {
     /// `/dev/null`.
     #[default]
     None,
-    /// A pipe that stays open when a writer leaves.
+    /// A pipe or the terminal, open for all who attach, one after the other or at once.
     Open,
-    /// A pipe that is closed when its first writer leaves.
+    /// The same, closed when the first who has attached with input leaves or ends it.
     Once,
 }
 
@@ -227,6 +272,20 @@ pub struct ExecRequest {
     pub stdin: bool,
     /// When the whole process tree is killed, in milliseconds after its start; none: never.
     pub timeout_ms: Option<u64>,
+    /// What closing the connection does to the process once it runs. False: it and all it has
+    /// started are killed. True: its input ends, its terminal hangs up, what it writes is
+    /// discarded, and it goes on.
+    #[serde(default)]
+    pub detach: bool,
+}
+
+/// A container to attach to.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+pub struct AttachRequest {
+    /// The container; it must be running.
+    pub container: ContainerId,
+    /// Whether input frames follow; an empty input frame is the end of this client's input.
+    pub stdin: bool,
 }
 
 /// A signal to send to a container.
@@ -250,7 +309,7 @@ pub enum Reply {
     State(PodState),
     /// A container or process runs.
     Started(Started),
-    /// An exec'd process is gone, and no more output follows.
+    /// The exec'd process or the attached container is gone, and no more output follows.
     Exited(ExecExit),
     /// The call is refused or has failed.
     Refused(Refusal),
@@ -307,7 +366,7 @@ pub struct Exit {
     pub finished_at: i64,
 }
 
-/// How an exec'd process ended.
+/// How an exec'd process or an attached container ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ExecExit {
     /// The exit code; 128 plus the number of the signal that ended it.
@@ -376,6 +435,8 @@ pub enum RefusalKind {
     Timeout,
     /// Too many calls are under way.
     Busy,
+    /// The client did not read the output that it asked for, and was dropped.
+    Slow,
     /// An operation of the shim itself failed.
     Internal,
     /// A kind that this program does not know yet.

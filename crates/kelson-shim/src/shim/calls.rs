@@ -1,16 +1,22 @@
 //! Connections and the calls they bring.
 
+use std::os::fd::AsFd;
+
 use rustix::event::epoll::EventFlags;
+use rustix::net::{AddressFamily, SocketFlags, SocketType};
 
 use super::conn::{Conn, Role};
 use super::{Shim, internal, refusal};
 use crate::proto::frame::Kind;
 use crate::proto::{
-    Call, Event, OLDEST_VERSION, PodState, Refusal, RefusalKind, Reply, Request, VERSION,
+    Call, Event, Family, OLDEST_VERSION, PodState, Refusal, RefusalKind, Reply, Request, VERSION,
 };
 
 /// The most connections at once.
 const MAX_CONNECTIONS: usize = 256;
+
+/// The most of these that carry input and output, or have not yet sent all of it: others find room.
+const MAX_STREAMS: usize = 192;
 
 /// The part of a request that every version has.
 #[derive(serde::Deserialize)]
@@ -76,6 +82,9 @@ impl Shim {
             match conn.role {
                 Role::Closing => return self.close(serial),
                 Role::Exec(exec) if flags.contains(EventFlags::OUT) => self.exec_resume(exec),
+                Role::Attach(container) if flags.contains(EventFlags::OUT) => {
+                    self.attach_resume(container, serial);
+                }
                 _ => {}
             }
         }
@@ -100,7 +109,8 @@ impl Shim {
         };
         let frame = match (conn.role, conn.frame()) {
             (Role::Exec(exec), Ok(_)) => return self.exec_input(exec),
-            (_, Ok(None)) => return,
+            (Role::Attach(container), Ok(_)) => return self.attach_input(container, serial),
+            (Role::Closing, _) | (_, Ok(None)) => return,
             (Role::Request, Ok(Some(frame))) if frame.kind == Kind::Message => frame,
             (_, Ok(Some(frame))) => {
                 let message = format!("a {:?} frame is out of turn", frame.kind);
@@ -146,6 +156,8 @@ impl Shim {
             }),
             Call::Start(request) => self.start(serial, *request).map(|()| None),
             Call::Exec(request) => self.exec(serial, *request).map(|()| None),
+            Call::Attach(request) => self.attach(serial, request).map(|()| None),
+            Call::Socket(family) => self.socket(serial, family).map(|()| None),
             Call::Signal(request) => self.signal(request).map(|()| Some(Reply::Done)),
             Call::Reopen(id) => self.reopen(id).map(|()| Some(Reply::Done)),
             Call::Forget(id) => self.forget(id).map(|()| Some(Reply::Done)),
@@ -179,6 +191,7 @@ impl Shim {
             return;
         };
         conn.role = Role::Closing;
+        conn.set_reading(false, &self.poll);
         if conn.message(reply, &self.poll).is_err() || !conn.is_blocked() {
             self.connections.remove(&serial);
         }
@@ -193,11 +206,44 @@ impl Shim {
 
     /// Drops a connection, and what lives only for it.
     pub(super) fn close(&mut self, serial: u64) {
-        if let Some(conn) = self.connections.remove(&serial)
-            && let Role::Exec(exec) = conn.role
-        {
-            self.exec_cancelled(exec);
+        match self.connections.remove(&serial).map(|conn| conn.role) {
+            Some(Role::Exec(exec)) => self.exec_cancelled(exec),
+            Some(Role::Attach(container)) => self.attach_gone(container, serial),
+            _ => {}
         }
+    }
+
+    /// Refuses one more connection for input and output when there are too many of them.
+    pub(super) fn room_for_stream(&self) -> Result<(), Refusal> {
+        let streams = self
+            .connections
+            .values()
+            .filter(|conn| matches!(conn.role, Role::Exec(_) | Role::Attach(_) | Role::Closing));
+        if streams.count() < MAX_STREAMS {
+            return Ok(());
+        }
+        Err(Refusal {
+            kind: RefusalKind::Busy,
+            message: format!(
+                "the pod has {MAX_STREAMS} sessions of exec and attach; end one of them first"
+            ),
+        })
+    }
+
+    /// Makes a socket in the pod's network namespace. Whoever asks connects it: nothing here waits.
+    fn socket(&mut self, serial: u64, family: Family) -> Result<(), Refusal> {
+        let family = match family {
+            Family::Inet => AddressFamily::INET,
+            Family::Inet6 => AddressFamily::INET6,
+        };
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let socket = rustix::net::socket_with(family, SocketType::STREAM, flags, None)
+            .map_err(|error| internal("make a socket", error))?;
+        if let Some(mut conn) = self.connections.remove(&serial) {
+            // A peer that cannot be told has gone.
+            let _ = conn.message_with(&Reply::Done, socket.as_fd());
+        }
+        Ok(())
     }
 
     /// Keeps waiting for a descriptor, as a refusal when that is not possible.
@@ -214,7 +260,7 @@ mod tests {
     fn other_versions_are_refused_whatever_they_ask() {
         let kind = |text: &str| parse(text.as_bytes()).unwrap_err().kind;
         assert_eq!(
-            kind(r#"{"version":2,"call":{"teleport":{}}}"#),
+            kind(r#"{"version":3,"call":{"teleport":{}}}"#),
             RefusalKind::Version
         );
         assert_eq!(

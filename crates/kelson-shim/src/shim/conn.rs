@@ -13,8 +13,12 @@ use crate::proto::frame::{self, FrameError, HEADER, Kind, MAX_DATA};
 /// How much is read at once.
 const READ_SIZE: usize = 16 << 10;
 
-/// The most that may wait to be sent; a reader of events that lets more pile up is dropped.
-const MAX_UNSENT: usize = 256 << 10;
+/// The most that may wait to be sent; a reader that lets more pile up is dropped. What the pipes of
+/// a container hold at its end fits, as nobody can be waited for then.
+const MAX_UNSENT: usize = 768 << 10;
+
+/// The room beyond that for the message which says why.
+const LAST_WORDS: usize = 4 << 10;
 
 /// What a connection is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,6 +31,8 @@ pub(super) enum Role {
     Events,
     /// It carries the input and output of an exec.
     Exec(u64),
+    /// It carries the output of a container, and input for it.
+    Attach(u64),
     /// It is closed as soon as everything is sent.
     Closing,
 }
@@ -144,11 +150,29 @@ impl Conn {
     ) -> Result<(), Gone> {
         // A message of the shim is small and has a JSON form.
         let bytes = frame::message(value).map_err(|_| Gone)?;
-        self.send(&bytes, poll)
+        self.send_within(MAX_UNSENT + LAST_WORDS, &bytes, poll)
+    }
+
+    /// Sends a message with a descriptor beside it, as the first of a connection.
+    pub(super) fn message_with(
+        &mut self,
+        value: &impl serde::Serialize,
+        fd: BorrowedFd<'_>,
+    ) -> Result<(), Gone> {
+        let bytes = frame::message(value).map_err(|_| Gone)?;
+        // Nothing was sent before, so that a small message has room.
+        match kelson_sys::fdpass::send_with_fds(self.socket.as_fd(), &bytes, &[fd]) {
+            Ok(count) if count == bytes.len() => Ok(()),
+            Ok(_) | Err(_) => Err(Gone),
+        }
     }
 
     /// Sends whole frames, or keeps what cannot be sent yet.
     pub(super) fn send(&mut self, bytes: &[u8], poll: &Poll) -> Result<(), Gone> {
+        self.send_within(MAX_UNSENT, bytes, poll)
+    }
+
+    fn send_within(&mut self, limit: usize, bytes: &[u8], poll: &Poll) -> Result<(), Gone> {
         let mut rest = bytes;
         while !rest.is_empty() && !self.is_blocked() {
             match rustix::net::send(
@@ -162,7 +186,7 @@ impl Conn {
                 Err(_) => return Err(Gone),
             }
         }
-        if self.unsent.len() + rest.len() > MAX_UNSENT {
+        if self.unsent.len() + rest.len() > limit {
             return Err(Gone);
         }
         self.unsent.extend_from_slice(rest);

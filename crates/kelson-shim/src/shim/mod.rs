@@ -12,10 +12,12 @@
 //!               └── failed ───────────┘  then nothing is kept and the caller is told
 //! ```
 
+mod attach;
 mod calls;
 mod conn;
 mod container;
 mod exec;
+mod input;
 mod poll;
 mod setup;
 mod signals;
@@ -233,6 +235,7 @@ impl Shim {
             Token::Connection(serial) => self.connection_ready(serial, flags),
             Token::ContainerProgress(serial) => self.container_progress(serial),
             Token::ContainerOutput(serial, stream) => self.container_output(serial, stream),
+            Token::ContainerInput(serial) => self.container_input(serial),
             Token::ContainerOom(serial) => self.container_oom(serial),
             Token::ExecProgress(serial) => self.exec_progress(serial),
             Token::ExecOutput(serial, stream) => self.exec_output(serial, stream),

@@ -21,6 +21,7 @@ pub(super) enum Token {
     Connection(u64),
     ContainerProgress(u64),
     ContainerOutput(u64, Stream),
+    ContainerInput(u64),
     ContainerOom(u64),
     ExecProgress(u64),
     ExecOutput(u64, Stream),
@@ -43,6 +44,7 @@ impl Token {
             Self::ExecOutput(serial, Stream::Stdout) => (8, serial),
             Self::ExecOutput(serial, Stream::Stderr) => (9, serial),
             Self::ExecInput(serial) => (10, serial),
+            Self::ContainerInput(serial) => (11, serial),
         };
         kind << SERIAL_BITS | serial
     }
@@ -61,6 +63,7 @@ impl Token {
             8 => Self::ExecOutput(serial, Stream::Stdout),
             9 => Self::ExecOutput(serial, Stream::Stderr),
             10 => Self::ExecInput(serial),
+            11 => Self::ContainerInput(serial),
             _ => return None,
         })
     }
@@ -145,6 +148,7 @@ mod tests {
             Token::ExecOutput(4, Stream::Stdout),
             Token::ExecOutput(4, Stream::Stderr),
             Token::ExecInput(5),
+            Token::ContainerInput(7),
         ];
         for token in tokens {
             assert_eq!(Token::from_u64(token.to_u64()), Some(token));

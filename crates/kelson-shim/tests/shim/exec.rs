@@ -2,8 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use kelson_shim::client::{ExecOutput, ShimError};
-use kelson_shim::proto::RefusalKind;
+use kelson_shim::client::{Output, ShimError};
+use kelson_shim::proto::{ExecRequest, RefusalKind};
 use libtest_mimic::Trial;
 
 use crate::world::{Pod, SOON, World, is_alive, trial, wait_until};
@@ -20,6 +20,16 @@ pub(crate) fn trials() -> Vec<Trial> {
         trial("exec_with_a_terminal", terminal),
         trial("an_exec_ends_with_its_container", ends_with_container),
         trial("many_execs_at_once", many),
+        trial("a_terminal_has_its_size_and_gets_others", sizes),
+        trial(
+            "the_end_of_input_ends_the_reader_of_a_terminal",
+            terminal_input_ends,
+        ),
+        trial("a_detached_exec_lives_on_without_its_client", detached),
+        trial("a_detached_terminal_hangs_up", hangs_up),
+        trial("detached_execs_end_with_their_container", detached_end),
+        trial("clients_of_execs_that_vanish_leave_nothing", vanish),
+        trial("execs_run_during_the_grace_of_a_stop", grace),
     ]
 }
 
@@ -156,7 +166,7 @@ async fn abandoned(world: World) -> World {
     let mut session = pod.shim.exec(request, SOON).await.unwrap();
     let mut output = Vec::new();
     while output != b"up\nup\n" {
-        let ExecOutput::Stdout(bytes) = session.next().await.unwrap() else {
+        let Output::Stdout(bytes) = session.next().await.unwrap() else {
             panic!()
         };
         output.extend(bytes);
@@ -200,12 +210,12 @@ async fn slow_reader(world: World) -> World {
     let mut output = Vec::new();
     let exit = loop {
         match session.next().await.unwrap() {
-            ExecOutput::Stdout(bytes) => {
+            Output::Stdout(bytes) => {
                 assert!(bytes.len() <= 64 << 10);
                 output.extend(bytes);
             }
-            ExecOutput::Stderr(_) => panic!(),
-            ExecOutput::Exited(exit) => break exit,
+            Output::Stderr(_) => panic!(),
+            Output::Exited(exit) => break exit,
         }
     };
     assert_eq!(exit.exit_code, 0);
@@ -217,7 +227,7 @@ async fn slow_reader(world: World) -> World {
     let mut session = pod.shim.exec(request, SOON).await.unwrap();
     tokio::time::sleep(Duration::from_secs(1)).await;
     let mut output = Vec::new();
-    while let ExecOutput::Stdout(bytes) = session.next().await.unwrap() {
+    while let Output::Stdout(bytes) = session.next().await.unwrap() {
         output.extend(bytes);
     }
     let all: String = (1..=40_000).map(|n| format!("{n}\n")).collect();
@@ -254,11 +264,11 @@ async fn ends_with_container(world: World) -> World {
     let pid = session.started().pid;
     assert_eq!(
         session.next().await.unwrap(),
-        ExecOutput::Stdout(b"up\n".to_vec())
+        Output::Stdout(b"up\n".to_vec())
     );
     assert!(is_alive(pid));
     pod.shim.signal(id, 9, false, SOON).await.unwrap();
-    let ExecOutput::Exited(exit) = session.next().await.unwrap() else {
+    let Output::Exited(exit) = session.next().await.unwrap() else {
         panic!()
     };
     assert_eq!(exit.exit_code, 137);
@@ -307,6 +317,203 @@ async fn many(world: World) -> World {
             .unwrap();
     }
     eprintln!("exec of true: {:?} each", begin.elapsed() / 50);
+    pod.shutdown().await;
+    world
+}
+
+fn terminal_request(pod: &Pod, id: kelson_shim::ids::ContainerId, script: &str) -> ExecRequest {
+    let mut request = pod.exec_request(id, &["sh", "-c", script]);
+    request.process.set_terminal(Some(true));
+    request.stdin = true;
+    request.detach = true;
+    request
+}
+
+async fn sizes(world: World) -> World {
+    let pod = world.pod().await;
+    let id = pod.sh("sleep 1000").await.id;
+    let script =
+        "stty size; trap 'stty size; exit 3' WINCH; echo ready; while :; do sleep 0.02; done";
+    let mut request = terminal_request(&pod, id, script);
+    let size = serde_json::json!({ "height": 12, "width": 34 });
+    request
+        .process
+        .set_console_size(serde_json::from_value(size).unwrap());
+    let mut session = pod.shim.exec(request, SOON).await.unwrap();
+    let resizer = session.resizer();
+    let mut text = String::new();
+    while !text.contains("ready") {
+        let Output::Stdout(bytes) = session.next().await.unwrap() else {
+            panic!()
+        };
+        text.push_str(&String::from_utf8(bytes).unwrap());
+    }
+    assert!(text.starts_with("12 34\r\n"), "{text:?}");
+    // Zeros change nothing, so that the trap is not run by them.
+    resizer.resize(0, 9).await.unwrap();
+    resizer.resize(9, 0).await.unwrap();
+    resizer.resize(50, 132).await.unwrap();
+    let result = session.collect(1000, SOON).await.unwrap();
+    let text = String::from_utf8(result.stdout).unwrap();
+    assert_eq!((text.as_str(), result.exit.exit_code), ("50 132\r\n", 3));
+
+    // Without a terminal there is nothing to change.
+    let session = pod
+        .shim
+        .exec(pod.exec_request(id, &["sleep", "0.3"]), SOON)
+        .await
+        .unwrap();
+    session.resizer().resize(5, 5).await.unwrap();
+    assert_eq!(session.collect(10, SOON).await.unwrap().exit.exit_code, 0);
+    pod.shutdown().await;
+    world
+}
+
+async fn terminal_input_ends(world: World) -> World {
+    let pod = world.pod().await;
+    let id = pod.sh("sleep 1000").await.id;
+    for (typed, seen) in [("whole\n", "whole\r\nwhole\r\n"), ("half", "halfhalf")] {
+        let request = terminal_request(&pod, id, "cat; exit 4");
+        let mut session = pod.shim.exec(request, SOON).await.unwrap();
+        let mut stdin = session.take_stdin().unwrap();
+        stdin.write(typed.as_bytes()).await.unwrap();
+        stdin.close().await.unwrap();
+        let result = session.collect(1000, SOON).await.unwrap();
+        assert_eq!(result.exit.exit_code, 4);
+        assert_eq!(String::from_utf8(result.stdout).unwrap(), seen);
+    }
+    pod.shutdown().await;
+    world
+}
+
+async fn detached(world: World) -> World {
+    let pod = world.pod().await;
+    let id = pod.sh("sleep 1000").await.id;
+    let before = sleepers(&pod, id);
+    let script = "echo up; cat > /dev/null; busybox seq 1 500000; echo done > /tmp/done; sleep 0.3";
+    let mut request = pod.exec_request(id, &["sh", "-c", script]);
+    request.stdin = true;
+    request.detach = true;
+    let mut session = pod.shim.exec(request, SOON).await.unwrap();
+    let stdin = session.take_stdin();
+    assert_eq!(
+        session.next().await.unwrap(),
+        Output::Stdout(b"up\n".to_vec())
+    );
+    drop(session);
+    // The end of its input lets it go on, and what it writes does not stop it.
+    let begin = Instant::now();
+    while pod.exec(id, "cat /tmp/done").await.exit.exit_code != 0 {
+        assert!(begin.elapsed() < SOON, "it has not gone on");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    drop(stdin);
+    wait_until("it is reaped", || sleepers(&pod, id) == before).await;
+
+    // The same for one whose output was waiting already.
+    let mut request = pod.exec_request(id, &["sh", "-c", "busybox seq 1 500000; echo > /tmp/more"]);
+    request.detach = true;
+    let session = pod.shim.exec(request, SOON).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert_ne!(pod.exec(id, "cat /tmp/more").await.exit.exit_code, 0);
+    drop(session);
+    wait_until("it is reaped", || sleepers(&pod, id) == before).await;
+    assert_eq!(pod.exec(id, "cat /tmp/more").await.exit.exit_code, 0);
+    pod.shutdown().await;
+    world
+}
+
+async fn hangs_up(world: World) -> World {
+    let pod = world.pod().await;
+    let id = pod.sh("sleep 1000").await.id;
+    let before = sleepers(&pod, id);
+    let request = terminal_request(
+        &pod,
+        id,
+        "trap 'echo > /tmp/hup; exit' HUP; echo up; read x; read x",
+    );
+    let mut session = pod.shim.exec(request, SOON).await.unwrap();
+    session.next().await.unwrap();
+    drop(session);
+    wait_until("it is gone", || sleepers(&pod, id) == before).await;
+    assert_eq!(pod.exec(id, "cat /tmp/hup").await.exit.exit_code, 0);
+    pod.shutdown().await;
+    world
+}
+
+async fn detached_end(world: World) -> World {
+    let mut pod = world.pod().await;
+    let id = pod.sh("sleep 1000").await.id;
+    let script = "trap '' TERM HUP; echo up; (setsid sleep 1000 &); sleep 1000";
+    for tty in [false, true] {
+        let mut request = terminal_request(&pod, id, script);
+        request.process.set_terminal(Some(tty));
+        let mut session = pod.shim.exec(request, SOON).await.unwrap();
+        session.next().await.unwrap();
+    }
+    assert!(sleepers(&pod, id).len() > 3);
+    pod.shim.signal(id, 9, false, SOON).await.unwrap();
+    assert_eq!(pod.exit(id).await.exit_code, 137);
+    wait_until("all are gone", || sleepers(&pod, id).is_empty()).await;
+    pod.shutdown().await;
+    world
+}
+
+async fn vanish(world: World) -> World {
+    let pod = world.pod().await;
+    let id = pod.sh("sleep 1000").await.id;
+    let before = sleepers(&pod, id);
+    let fds = format!("/proc/{}/fd", pod.ready.pid);
+    let count = || std::fs::read_dir(&fds).unwrap().count();
+    let open = count();
+    for round in 0..40_u32 {
+        let mut request = match round % 2 {
+            0 => terminal_request(&pod, id, "cat"),
+            _ => pod.exec_request(id, &["cat"]),
+        };
+        (request.stdin, request.detach) = (true, true);
+        // Before it runs, at some moment of its start.
+        if round % 4 < 2 {
+            let begin = tokio::time::timeout(
+                Duration::from_micros(u64::from(round) * 50),
+                pod.shim.exec(request, SOON),
+            );
+            let _ = begin.await;
+            continue;
+        }
+        let mut session = pod.shim.exec(request, SOON).await.unwrap();
+        let mut stdin = session.take_stdin().unwrap();
+        // In the middle of a write that nobody reads the echo of.
+        let block = [b'x', b'\n'].repeat(1 << 20);
+        let write = tokio::time::timeout(Duration::from_millis(20), stdin.write(&block));
+        let _ = write.await;
+    }
+    wait_until("all processes are gone", || sleepers(&pod, id) == before).await;
+    // Two cgroups with a descriptor or two are kept for the next execs.
+    wait_until("all descriptors are closed", || count() <= open + 8).await;
+    assert_eq!(pod.exec(id, "echo hi").await.stdout, b"hi\n");
+    pod.shutdown().await;
+    world
+}
+
+async fn grace(world: World) -> World {
+    let mut pod = world.pod().await;
+    let id = pod
+        .sh("trap 'echo > /tmp/asked' TERM; while :; do sleep 0.05; done")
+        .await
+        .id;
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    pod.shim.signal(id, 15, false, SOON).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    assert_eq!(
+        pod.exec(id, "cat /tmp/asked; echo hi").await.stdout,
+        b"\nhi\n"
+    );
+    pod.shim.signal(id, 9, false, SOON).await.unwrap();
+    pod.exit(id).await;
+    let request = pod.exec_request(id, &["true"]);
+    let error = pod.shim.exec(request, SOON).await.unwrap_err();
+    assert_eq!(error.refusal(), Some(RefusalKind::NotRunning), "{error}");
     pod.shutdown().await;
     world
 }

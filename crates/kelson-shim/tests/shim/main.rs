@@ -3,11 +3,13 @@
 
 #![allow(clippy::unwrap_used, clippy::print_stderr, reason = "tests")]
 
+mod attach;
 mod bench;
 mod exec;
 mod life;
 mod logs;
 mod pods;
+mod sockets;
 mod world;
 
 use std::process::ExitCode;
@@ -27,6 +29,8 @@ fn main() -> ExitCode {
     trials.extend(life::trials());
     trials.extend(logs::trials());
     trials.extend(exec::trials());
+    trials.extend(attach::trials());
+    trials.extend(sockets::trials());
     trials.extend(pods::trials());
     trials.extend(bench::trials());
     let conclusion = libtest_mimic::run(&arguments, trials);

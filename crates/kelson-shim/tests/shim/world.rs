@@ -232,6 +232,7 @@ impl Pod {
             seccomp: None,
             stdin: false,
             timeout_ms: None,
+            detach: false,
         }
     }
 

@@ -9,8 +9,8 @@ use rustix::process::WaitStatus;
 use super::{Container, Fault, Phase, silent_end};
 use crate::ids::ContainerId;
 use crate::log::Stream;
-use crate::proto::{ContainerState, Event, Exit, Refusal};
-use crate::shim::streams::{self, Read};
+use crate::proto::{ContainerState, Event, ExecExit, Exit, Refusal, Reply};
+use crate::shim::streams::Read;
 use crate::shim::{KILL_AGAIN, KILL_WAIT, Shim, exit_code, internal, now_ns};
 
 /// How long output is waited for after every process of the container is gone: somebody outside
@@ -46,6 +46,7 @@ impl Shim {
             empty: false,
             again,
         };
+        self.attach_ends(serial);
         self.container_ends(serial);
     }
 
@@ -73,30 +74,35 @@ impl Shim {
         }
         let late = *again <= Instant::now();
         for stream in [Stream::Stdout, Stream::Stderr] {
-            while let Some(fd) = container.outputs.get(stream) {
-                let buffer = self.input.buffer();
-                match streams::read(fd, buffer) {
-                    Read::Bytes(count) => {
-                        container
-                            .log
-                            .write(stream, &buffer[..count], &mut self.formatter);
-                        if late {
-                            container.outputs.close(stream);
-                        }
-                    }
+            while self.container_has(serial, stream) {
+                let ended = match self.container_read(serial, stream) {
+                    Read::Bytes(_) => late,
                     Read::Nothing if !late => break,
-                    Read::Nothing | Read::End => container.outputs.close(stream),
+                    Read::Nothing | Read::End => true,
+                };
+                if ended && let Some(container) = self.containers.get_mut(&serial) {
+                    container.outputs.close(stream);
                 }
             }
-            if container.outputs.get(stream).is_none() {
+            if let Some(container) = self.containers.get_mut(&serial)
+                && container.outputs.get(stream).is_none()
+            {
                 container.log.finish(stream, &mut self.formatter);
             }
         }
-        if container.outputs.all_ended()
+        if self
+            .containers
+            .get(&serial)
+            .is_some_and(|container| container.outputs.all_ended())
             && let Some(container) = self.containers.remove(&serial)
         {
             self.container_over(container);
         }
+    }
+
+    fn container_has(&self, serial: u64, stream: Stream) -> bool {
+        let container = self.containers.get(&serial);
+        container.is_some_and(|container| container.outputs.get(stream).is_some())
     }
 
     fn container_over(&mut self, container: Container) {
@@ -121,6 +127,14 @@ impl Shim {
                     oom_killed,
                     finished_at,
                 };
+                let last = Reply::Exited(ExecExit {
+                    exit_code,
+                    signal,
+                    timed_out: false,
+                });
+                for attached in &container.attached {
+                    self.reply(attached.connection, &last);
+                }
                 // The daemon gets it as an event or by asking, too.
                 let _ = self.write_exit_record(id, &exit);
                 // What is left is found by the daemon, which owns the pod's cgroup.

@@ -11,11 +11,13 @@ use kelson_cgroup::Cgroup;
 use kelson_runtime::Progress;
 use rustix::process::{Signal, WaitStatus};
 
+use super::attach::Attached;
 use super::streams::{self, Outputs, Read};
 use super::{KILL_WAIT, Shim};
 use crate::ids::ContainerId;
 use crate::log::{Log, Stream};
-use crate::proto::{ContainerState, Event, Refusal, RefusalKind, Started};
+use crate::proto::frame::{HEADER, MAX_DATA};
+use crate::proto::{ContainerState, Event, Refusal, RefusalKind, Started, StdinPolicy};
 pub(in crate::shim) use start::{launch_refusal, seccomp_program, silent_end};
 
 /// When the count of OOM kills is read after a notice, and until when: a notice may come a moment
@@ -37,9 +39,13 @@ pub(in crate::shim) struct Container {
     /// Empty cgroups beneath it, for execs.
     spare: Vec<Cgroup>,
     log: Log,
-    /// Kept open, so that the container does not read an end.
-    _stdin: Option<OwnedFd>,
-    outputs: Outputs,
+    /// Where its input is written; open while input may come, so that it does not read an end.
+    pub(in crate::shim) stdin: Option<OwnedFd>,
+    pub(in crate::shim) policy: StdinPolicy,
+    pub(in crate::shim) terminal: bool,
+    pub(in crate::shim) outputs: Outputs,
+    /// Those who see its output.
+    pub(in crate::shim) attached: Vec<Attached>,
     oom: Oom,
     phase: Phase,
 }
@@ -87,7 +93,12 @@ impl Container {
         self.pid == pid && !matches!(self.phase, Phase::Ending { .. })
     }
 
-    fn started(&self) -> Option<Started> {
+    /// Whether its first process is gone.
+    pub(in crate::shim) fn is_ending(&self) -> bool {
+        matches!(self.phase, Phase::Ending { .. })
+    }
+
+    pub(in crate::shim) fn started(&self) -> Option<Started> {
         match &self.phase {
             Phase::Running(started)
             | Phase::Ending {
@@ -111,7 +122,11 @@ impl Container {
     pub(in crate::shim) fn deadline(&self) -> Option<Instant> {
         match &self.phase {
             Phase::Starting { deadline, .. } => Some(*deadline),
-            Phase::Running(_) => self.oom.again.map(|(again, _)| again),
+            Phase::Running(_) => {
+                let waits = self.attached.iter().filter_map(Attached::deadline).min();
+                let oom = self.oom.again.map(|(again, _)| again);
+                [waits, oom].into_iter().flatten().min()
+            }
             Phase::Ending { again, .. } => Some(*again),
         }
     }
@@ -184,27 +199,40 @@ impl Shim {
 
     /// Reads output once, into the log.
     pub(in crate::shim) fn container_output(&mut self, serial: u64, stream: Stream) {
+        if self.container_read(serial, stream) != Read::End {
+            return;
+        }
         let Some(container) = self.containers.get_mut(&serial) else {
             return;
         };
+        container.outputs.close(stream);
+        if matches!(container.phase, Phase::Ending { .. }) {
+            self.container_ends(serial);
+        }
+    }
+
+    /// Reads output once, into the log and to all who see it.
+    fn container_read(&mut self, serial: u64, stream: Stream) -> Read {
+        let Some(container) = self.containers.get_mut(&serial) else {
+            return Read::Nothing;
+        };
         let Some(fd) = container.outputs.get(stream) else {
-            return;
+            return Read::Nothing;
         };
         let buffer = self.input.buffer();
-        match streams::read(fd, buffer) {
-            Read::Bytes(count) => {
-                container
-                    .log
-                    .write(stream, &buffer[..count], &mut self.formatter);
-            }
-            Read::Nothing => {}
-            Read::End => {
-                container.outputs.close(stream);
-                if matches!(container.phase, Phase::Ending { .. }) {
-                    self.container_ends(serial);
-                }
+        let end = match container.attached.is_empty() {
+            true => buffer.len(),
+            false => HEADER + MAX_DATA,
+        };
+        let read = streams::read(fd, &mut buffer[HEADER..end]);
+        if let Read::Bytes(count) = read {
+            let block = &buffer[HEADER..HEADER + count];
+            container.log.write(stream, block, &mut self.formatter);
+            if !container.attached.is_empty() {
+                self.show(serial, stream, count);
             }
         }
+        read
     }
 
     /// Memory has run out, or the cgroup has been removed.
@@ -263,7 +291,10 @@ impl Shim {
                 );
             }
             Some(Phase::Ending { .. }) => self.container_ends(serial),
-            Some(Phase::Running(_)) => self.container_oom_count(serial),
+            Some(Phase::Running(_)) => {
+                self.attach_due(serial);
+                self.container_oom_count(serial);
+            }
             None => {}
         }
     }

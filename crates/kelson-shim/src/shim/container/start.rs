@@ -24,6 +24,8 @@ struct Begun {
     cgroup: Cgroup,
     log: Log,
     stdin: Option<OwnedFd>,
+    policy: StdinPolicy,
+    terminal: bool,
     outputs: Outputs,
 }
 
@@ -96,6 +98,8 @@ impl Shim {
             cgroup,
             log,
             stdin,
+            policy,
+            terminal,
             outputs,
         } = begun;
         let serial = self.serial();
@@ -116,8 +120,11 @@ impl Shim {
             cgroup,
             spare: Vec::new(),
             log,
-            _stdin: stdin,
+            stdin,
+            policy,
+            terminal,
             outputs,
+            attached: Vec::new(),
             oom: Oom::default(),
             phase: Phase::Starting {
                 connection,
@@ -141,7 +148,7 @@ impl Shim {
             cgroup,
             log: path,
             seccomp,
-            stdin,
+            stdin: policy,
             ..
         } = request;
         let cgroup = Cgroup::new(&self.hierarchy, &cgroup)
@@ -166,7 +173,7 @@ impl Shim {
             theirs,
             stdin,
             outputs,
-        } = Streams::new(terminal, stdin != StdinPolicy::None)
+        } = Streams::new(terminal, policy != StdinPolicy::None)
             .map_err(|error| internal("make pipes", error))?;
         let rootfs = match rootfs {
             Rootfs::Path(path) => kelson_runtime::Rootfs::Path(path),
@@ -188,6 +195,8 @@ impl Shim {
             cgroup,
             log,
             stdin,
+            policy,
+            terminal,
             outputs,
         })
     }
@@ -224,6 +233,10 @@ impl Shim {
                 }
                 Ok(Some(Told::Terminal(master))) => {
                     let watched = rustix::io::ioctl_fionbio(&master, true).and_then(|()| {
+                        if container.policy != StdinPolicy::None {
+                            let copy = rustix::io::fcntl_dupfd_cloexec(&master, 0)?;
+                            container.stdin = Some(copy);
+                        }
                         let token = Token::ContainerOutput(serial, Stream::Stdout);
                         self.poll.add(&master, token, EventFlags::IN)
                     });

@@ -9,6 +9,7 @@ use super::{DRAIN, Phase};
 use crate::log::Stream;
 use crate::proto::frame::{self, HEADER, Kind, MAX_DATA};
 use crate::shim::Shim;
+use crate::shim::input::{self, Pumped};
 use crate::shim::poll::Token;
 use crate::shim::streams::{self, Read};
 
@@ -19,10 +20,15 @@ impl Shim {
         let Some(exec) = self.execs.get_mut(&serial) else {
             return false;
         };
-        let Some(conn) = self.connections.get_mut(&exec.connection) else {
+        let Some(fd) = exec.outputs.get(stream) else {
             return false;
         };
-        let Some(fd) = exec.outputs.get(stream) else {
+        let buffer = &mut self.input.buffer()[..HEADER + MAX_DATA];
+        let Some(conn) = self.connections.get_mut(&exec.connection) else {
+            // Nobody is left to read it: it is discarded.
+            if let Read::End = streams::read(fd, buffer) {
+                exec.outputs.close(stream);
+            }
             return false;
         };
         if conn.is_blocked() {
@@ -32,7 +38,6 @@ impl Shim {
             }
             return false;
         }
-        let buffer = &mut self.input.buffer()[..HEADER + MAX_DATA];
         match streams::read(fd, &mut buffer[HEADER..]) {
             Read::Bytes(count) => {
                 let kind = match stream {
@@ -95,38 +100,37 @@ impl Shim {
             return conn.set_reading(false, &self.poll);
         }
         loop {
-            let frame = match conn.frame() {
-                Ok(None) => break,
-                Ok(Some(frame)) if frame.kind == Kind::Stdin => frame,
-                Ok(Some(_)) | Err(_) => return self.close(connection),
-            };
-            let payload = &conn.payload(&frame)[exec.written..];
-            let Some(stdin) = &exec.stdin else {
-                conn.consume(&frame);
-                continue;
-            };
-            if conn.payload(&frame).is_empty() {
-                exec.stdin = None;
-            } else if !payload.is_empty() {
-                match rustix::io::retry_on_intr(|| rustix::io::write(stdin, payload)) {
-                    Ok(count) => exec.written += count,
-                    Err(Errno::AGAIN) => {
-                        let token = Token::ExecInput(serial);
-                        match self.poll.add(stdin, token, EventFlags::OUT) {
-                            Ok(()) | Err(Errno::EXIST) => {}
-                            Err(_) => return self.close(connection),
-                        }
-                        return conn.set_reading(false, &self.poll);
+            match exec.inlet.pump(conn, exec.stdin.as_ref()) {
+                Pumped::Empty => break,
+                Pumped::Full => {
+                    let token = Token::ExecInput(serial);
+                    return match exec
+                        .stdin
+                        .as_ref()
+                        .map(|stdin| self.poll.add(stdin, token, EventFlags::OUT))
+                    {
+                        Some(Err(error)) if error != Errno::EXIST => self.close(connection),
+                        _ => conn.set_reading(false, &self.poll),
+                    };
+                }
+                Pumped::End => {
+                    if exec.terminal
+                        && let Some(master) = exec.stdin.take()
+                    {
+                        exec.inlet.end_terminal(master);
                     }
-                    // It does not read any more.
-                    Err(_) => exec.stdin = None,
+                    exec.stdin = None;
                 }
-                if exec.stdin.is_some() && exec.written < conn.payload(&frame).len() {
-                    continue;
+                Pumped::Unread => exec.stdin = None,
+                Pumped::Resize(size) => {
+                    if exec.terminal
+                        && let Some(master) = exec.outputs.get(Stream::Stdout)
+                    {
+                        input::resize(master, size);
+                    }
                 }
+                Pumped::Broken => return self.close(connection),
             }
-            exec.written = 0;
-            conn.consume(&frame);
         }
         if let Some(stdin) = &exec.stdin {
             self.poll.remove(stdin);

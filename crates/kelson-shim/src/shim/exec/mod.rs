@@ -1,8 +1,10 @@
 //! A process that runs in a container, with its input and output on a connection.
 //!
 //! Every exec has a cgroup of its own beneath the container's, so that all it has started can be
-//! killed with it: when its time is over, and when its connection closes. What it leaves behind
-//! after it has ended by itself stays alive, as with any shell.
+//! killed with it: when its time is over, and when its connection closes. A detached one lives on
+//! without its connection: its input ends, its terminal hangs up, and what it writes is discarded.
+//! What an exec leaves behind after it has ended by itself stays alive, as with any shell; all of it
+//! ends with the container.
 
 mod io;
 
@@ -17,6 +19,7 @@ use rustix::process::{Signal, WaitStatus};
 
 use super::conn::Role;
 use super::container::{launch_refusal, seccomp_program, silent_end};
+use super::input::Inlet;
 use super::poll::Token;
 use super::streams::{Outputs, Streams};
 use super::{KILL_AGAIN, KILL_WAIT, Shim, exit_code, internal, now_ns, refusal};
@@ -37,11 +40,16 @@ pub(in crate::shim) struct Exec {
     pidfd: OwnedFd,
     cgroup: Cgroup,
     stdin: Option<OwnedFd>,
-    /// How much of the next input frame has been written.
-    written: usize,
+    inlet: Inlet,
     outputs: Outputs,
     /// Whether output waits until the connection takes more.
     held: bool,
+    /// Whether its output is a terminal.
+    terminal: bool,
+    /// Whether input may come.
+    has_input: bool,
+    /// Whether it lives on when its connection closes.
+    detach: bool,
     timeout: Option<Instant>,
     timed_out: bool,
     /// When everything of it is to be killed again.
@@ -87,7 +95,8 @@ impl Shim {
         request: ExecRequest,
     ) -> Result<(), Refusal> {
         let (container, _) = self.running(request.container)?;
-        let stdin = request.stdin;
+        self.room_for_stream()?;
+        let (has_input, detach) = (request.stdin, request.detach);
         let terminal = request.process.terminal().unwrap_or(false);
         let timeout = request
             .timeout_ms
@@ -96,7 +105,7 @@ impl Shim {
             theirs,
             stdin,
             outputs,
-        } = Streams::new(terminal, stdin).map_err(|error| internal("make pipes", error))?;
+        } = Streams::new(terminal, has_input).map_err(|error| internal("make pipes", error))?;
         let serial = self.serial();
         let (launched, cgroup) = self.begin_exec(serial, container, request, theirs)?;
         let progress = launched.progress.as_fd();
@@ -110,9 +119,12 @@ impl Shim {
             pidfd: launched.pidfd,
             cgroup,
             stdin,
-            written: 0,
+            inlet: Inlet::default(),
             outputs,
             held: false,
+            terminal,
+            has_input,
+            detach,
             timeout,
             timed_out: false,
             kill: None,
@@ -210,9 +222,21 @@ impl Shim {
         let Some(exec) = self.execs.get_mut(&serial) else {
             return;
         };
-        exec.outputs = Outputs::default();
         exec.stdin = None;
-        exec.held = false;
+        let held = std::mem::take(&mut exec.held);
+        if exec.detach && !matches!(exec.phase, Phase::Starting { .. }) {
+            if exec.terminal || matches!(exec.phase, Phase::Ending { .. }) {
+                exec.outputs = Outputs::default();
+            } else if held {
+                let token = |stream| Token::ExecOutput(serial, stream);
+                if exec.outputs.watch(&self.poll, token).is_err() {
+                    // Unread pipes would stop it: without them it is told what has happened.
+                    exec.outputs = Outputs::default();
+                }
+            }
+            return self.exec_ends(serial);
+        }
+        exec.outputs = Outputs::default();
         self.exec_kill(serial);
         self.exec_ends(serial);
     }
@@ -232,7 +256,7 @@ impl Shim {
                     let copied = rustix::io::ioctl_fionbio(&master, true)
                         .and_then(|()| rustix::io::fcntl_dupfd_cloexec(&master, 0));
                     match copied {
-                        Ok(copy) => exec.stdin = Some(copy),
+                        Ok(copy) => exec.stdin = exec.has_input.then_some(copy),
                         Err(error) => {
                             return self.exec_failed(serial, internal("keep a terminal", error));
                         }
@@ -290,6 +314,9 @@ impl Shim {
             return self.exec_over(serial, &Reply::Refused(refusal));
         }
         exec.timeout = None;
+        if !self.connections.contains_key(&exec.connection) {
+            exec.outputs = Outputs::default();
+        }
         exec.phase = Phase::Ending { status, until };
         self.exec_ends(serial);
     }
