@@ -1,5 +1,5 @@
-//! What can go wrong with pods and containers, in types: callers decide by [`PodError::kind`] and
-//! [`ExecError::kind`], never by text.
+//! What can go wrong with pods and containers, in types: callers decide by [`PodError::kind`],
+//! [`ExecError::kind`] and [`DialError::kind`], never by text.
 //!
 //! Errors are cloned to every caller that joined the failed operation, so causes are shared.
 
@@ -223,6 +223,24 @@ pub enum ExecError {
         #[source]
         source: Cause,
     },
+    /// The container was created without standard input.
+    #[error("stdin: container {0} was created without it; attach without stdin")]
+    NoStdin(ContainerId),
+    /// The container's standard input has ended, as it was to be open only once.
+    #[error("stdin: that of container {0} is closed for good; attach without stdin")]
+    StdinClosed(ContainerId),
+    /// There are too many sessions.
+    #[error("no room for another session")]
+    Busy(#[source] Cause),
+    /// The shim could not attach.
+    #[error("cannot attach to container {container}")]
+    Attach {
+        /// The container.
+        container: ContainerId,
+        /// Why.
+        #[source]
+        source: Cause,
+    },
     /// The shim could not do it.
     #[error("cannot run a command in container {container}")]
     Failed {
@@ -242,11 +260,75 @@ impl ExecError {
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::NoSuchContainer(_) => ErrorKind::NotFound,
-            Self::NotRunning(_) => ErrorKind::State,
+            Self::NotRunning(_) | Self::NoStdin(_) | Self::StdinClosed(_) => ErrorKind::State,
+            Self::Busy(_) => ErrorKind::Exhausted,
             Self::NoCommand | Self::Command { .. } => ErrorKind::Invalid,
             Self::TimedOut { .. } => ErrorKind::Timeout,
-            Self::Failed { .. } => ErrorKind::Internal,
+            Self::Failed { .. } | Self::Attach { .. } => ErrorKind::Internal,
             Self::Closing => ErrorKind::Unavailable,
+        }
+    }
+}
+
+/// Why a port of a pod could not be reached.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum DialError {
+    /// There is no such pod.
+    #[error("there is no pod {0}")]
+    NoSuchPod(PodId),
+    /// The pod does not run.
+    #[error("pod {0} is not ready")]
+    NotReady(PodId),
+    /// The port is zero.
+    #[error("port: 0 is no port; use one from 1 to 65535")]
+    Port,
+    /// Nothing listens on the port.
+    #[error("connection refused: nothing listens on 127.0.0.1:{port} or [::1]:{port} in pod {pod}")]
+    Refused {
+        /// The pod.
+        pod: PodId,
+        /// The port.
+        port: u16,
+    },
+    /// The connection could not be made.
+    #[error("cannot connect to port {port} of pod {pod}")]
+    Failed {
+        /// The pod.
+        pod: PodId,
+        /// The port.
+        port: u16,
+        /// Why.
+        #[source]
+        source: Cause,
+    },
+    /// The shim gives no socket.
+    #[error("cannot enter the network of pod {pod}")]
+    Shim {
+        /// The pod.
+        pod: PodId,
+        /// Why.
+        #[source]
+        source: Cause,
+    },
+    /// The daemon is ending.
+    #[error("kelson is shutting down; try again when it is back")]
+    Closing,
+}
+
+impl DialError {
+    pub(crate) fn shim(pod: PodId, error: kelson_shim::client::ShimError) -> Self {
+        let source = Arc::new(error);
+        Self::Shim { pod, source }
+    }
+
+    /// What kind of trouble it is.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::NoSuchPod(_) => ErrorKind::NotFound,
+            Self::NotReady(_) => ErrorKind::State,
+            Self::Port => ErrorKind::Invalid,
+            Self::Refused { .. } | Self::Closing => ErrorKind::Unavailable,
+            Self::Failed { .. } | Self::Shim { .. } => ErrorKind::Internal,
         }
     }
 }

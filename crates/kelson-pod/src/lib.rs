@@ -30,9 +30,13 @@ mod validate;
 mod view;
 mod world;
 
-pub use error::{Ambiguous, Cause, ErrorKind, ExecError, Mistake, Mistakes, OpenError, PodError};
+pub use error::{
+    Ambiguous, Cause, DialError, ErrorKind, ExecError, Mistake, Mistakes, OpenError, PodError,
+};
 pub use events::{BACKLOG, Event, EventKind, Events, Received};
+pub use kelson_shim::client::{Output, Resizer, Session, ShimError, Stdin};
 pub use kelson_shim::ids::{ContainerId, InvalidId, PodId};
+pub use kelson_shim::proto::{ExecExit, RefusalKind, TerminalSize};
 pub use metrics::{ContainerMetrics, PodMetrics, Processes};
 pub use pods::{ExecOutput, MAX_EXEC_OUTPUT, Pods, PodsConfig};
 pub use stats::{ContainerStats, PodStats, WritableUsage};

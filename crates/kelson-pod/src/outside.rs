@@ -2,15 +2,18 @@
 //! fakes. [`real`](crate::real) holds the implementations.
 
 use std::any::Any;
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use kelson_cgroup::Stats;
-use kelson_shim::client::{ExecResult, ShimError, ShimEvent};
+use kelson_shim::client::{ExecResult, Session, ShimError, ShimEvent};
 use kelson_shim::ids::ContainerId;
-use kelson_shim::proto::{ExecRequest, PodSetup, PodState, Ready, StartRequest, Started};
+use kelson_shim::proto::{
+    AttachRequest, ExecRequest, Family, PodSetup, PodState, Ready, StartRequest, Started,
+};
 use kelson_snapshot::ChainId;
 
 use crate::spec::process::ImageProcess;
@@ -66,6 +69,21 @@ pub(crate) trait Shim: Send + Sync {
         deadline: Duration,
     ) -> Promise<'_, Result<(), ShimError>>;
     fn shutdown(&self, deadline: Duration) -> Promise<'_, Result<(), ShimError>>;
+    /// Runs a process with its input and output in a session.
+    fn session(
+        &self,
+        request: ExecRequest,
+        deadline: Duration,
+    ) -> Promise<'_, Result<Session, ShimError>>;
+    /// Attaches a session to a running container.
+    fn attach(
+        &self,
+        request: AttachRequest,
+        deadline: Duration,
+    ) -> Promise<'_, Result<Session, ShimError>>;
+    /// A TCP socket in the pod's network namespace, not connected and not blocking.
+    fn socket(&self, family: Family, deadline: Duration)
+    -> Promise<'_, Result<OwnedFd, ShimError>>;
     /// Runs a process to its end; keeps at most `limit` bytes of each output.
     fn exec(
         &self,

@@ -4,12 +4,15 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use kelson_shim::client::Zygote;
+use kelson_shim::client::{Session, Zygote};
+use kelson_shim::proto::TerminalSize;
+use tokio::net::TcpStream;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::config::{ContainerConfig, PodConfig, Profile, Resources};
-use crate::error::{ExecError, OpenError, PodError};
+use crate::error::{DialError, ExecError, OpenError, PodError};
 use crate::events::Events;
+use crate::exec::Command;
 use crate::metrics::PodMetrics;
 use crate::recover::{self, Services};
 use crate::registry::Inbox;
@@ -296,8 +299,56 @@ impl Pods {
         if self.world.closing.is_cancelled() {
             return Err(ExecError::Closing);
         }
-        let timeout = timeout.filter(|timeout| !timeout.is_zero());
-        exec::run(&self.world, *container, cmd, timeout).await
+        let command = Command {
+            cmd,
+            timeout: timeout.filter(|timeout| !timeout.is_zero()),
+            ..Command::default()
+        };
+        exec::run(&self.world, *container, command).await
+    }
+
+    /// Runs a command in a running container with its input and output in a session; in a terminal of
+    /// the given size, if it is known. When the session is dropped, the command's input ends and its
+    /// terminal hangs up; it goes on without them, and ends with its container at the latest.
+    pub async fn exec_stream(
+        &self,
+        container: &ContainerId,
+        cmd: Vec<String>,
+        tty: bool,
+        stdin: bool,
+        size: Option<TerminalSize>,
+    ) -> Result<Session, ExecError> {
+        if self.world.closing.is_cancelled() {
+            return Err(ExecError::Closing);
+        }
+        let command = Command {
+            cmd,
+            tty,
+            stdin,
+            size,
+            timeout: None,
+            detach: true,
+        };
+        exec::stream(&self.world, *container, command).await
+    }
+
+    /// Attaches to a running container: what it writes from now on, until it has exited, and its
+    /// standard input if it was created with one. A session that is not read for half a second is
+    /// ended, so that the container and its log go on.
+    pub async fn attach(&self, container: &ContainerId, stdin: bool) -> Result<Session, ExecError> {
+        if self.world.closing.is_cancelled() {
+            return Err(ExecError::Closing);
+        }
+        exec::attach(&self.world, *container, stdin).await
+    }
+
+    /// Connects to a port of a ready pod, as its own processes do by `localhost`: 127.0.0.1 first, then
+    /// ::1. A pod on the host's network has the host's ports.
+    pub async fn dial(&self, pod: &PodId, port: u16) -> Result<TcpStream, DialError> {
+        if self.world.closing.is_cancelled() {
+            return Err(DialError::Closing);
+        }
+        exec::dial(&self.world, *pod, port).await
     }
 
     /// Makes a running container's log file anew under its name; the old one was renamed by the caller.

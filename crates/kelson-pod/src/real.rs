@@ -1,6 +1,6 @@
 //! The traits of [`outside`](crate::outside) on the real crates.
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,9 +8,11 @@ use std::time::Duration;
 use kelson_cgroup::{Cgroup, Hierarchy, Stats};
 use kelson_image::Images;
 use kelson_network::{Attachment, Netns, Network};
-use kelson_shim::client::{self, ExecResult, ShimError, ShimEvent, Zygote};
+use kelson_shim::client::{self, ExecResult, Session, ShimError, ShimEvent, Zygote};
 use kelson_shim::ids::ContainerId;
-use kelson_shim::proto::{ExecRequest, PodSetup, PodState, StartRequest, Started};
+use kelson_shim::proto::{
+    AttachRequest, ExecRequest, Family, PodSetup, PodState, StartRequest, Started,
+};
 use rustix::process::{Pid, PidfdFlags};
 
 use crate::outside::{
@@ -84,6 +86,30 @@ impl Shim for client::Shim {
 
     fn shutdown(&self, deadline: Duration) -> Promise<'_, Result<(), ShimError>> {
         Box::pin(self.shutdown(deadline))
+    }
+
+    fn session(
+        &self,
+        request: ExecRequest,
+        deadline: Duration,
+    ) -> Promise<'_, Result<Session, ShimError>> {
+        Box::pin(self.exec(request, deadline))
+    }
+
+    fn attach(
+        &self,
+        request: AttachRequest,
+        deadline: Duration,
+    ) -> Promise<'_, Result<Session, ShimError>> {
+        Box::pin(self.attach(request, deadline))
+    }
+
+    fn socket(
+        &self,
+        family: Family,
+        deadline: Duration,
+    ) -> Promise<'_, Result<OwnedFd, ShimError>> {
+        Box::pin(self.socket(family, deadline))
     }
 
     fn exec(

@@ -2,17 +2,22 @@
 //! looked at, any step can be made to fail or to wait, and shims can die.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use kelson_cgroup::Stats;
-use kelson_shim::client::{ExecResult, ShimError, ShimEvent};
+use kelson_shim::client::{ExecResult, Session, ShimError, ShimEvent};
 use kelson_shim::ids::ContainerId;
+use kelson_shim::proto::frame::{self, Kind};
 use kelson_shim::proto::{
-    ContainerState, ExecExit, ExecRequest, Exit, PodSetup, PodState, Ready, Refusal, RefusalKind,
-    StartRequest, Started, VERSION,
+    AttachRequest, ContainerState, ExecExit, ExecRequest, Exit, Family, PodSetup, PodState, Ready,
+    Refusal, RefusalKind, Reply, StartRequest, Started, VERSION,
 };
+use rustix::net::{AddressFamily, SocketFlags, SocketType};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
 use tokio::sync::{Semaphore, mpsc};
 
 use crate::outside::{
@@ -112,6 +117,46 @@ impl Machine {
     /// All shims die at once; what they watched over lives on.
     pub(super) fn kill_shims(&self) {
         self.things().shims.clear();
+    }
+
+    /// A process that says something, echoes what it reads and the sizes of its terminal, and ends at the
+    /// end of its input. Its end, or that of its session, is a step.
+    fn session(&self, stdin: bool, says: String) -> Session {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let machine = self.clone();
+        tokio::spawn(async move {
+            let write = [
+                &frame::header(Kind::Stdout, says.len())[..],
+                says.as_bytes(),
+            ]
+            .concat();
+            // Who asked may have gone.
+            let _ = theirs.write_all(&write).await;
+            let mut header = [0; frame::HEADER];
+            while theirs.read_exact(&mut header).await.is_ok() {
+                let (kind, len) = frame::parse_header(header).unwrap();
+                let mut payload = vec![0; len];
+                theirs.read_exact(&mut payload).await.unwrap();
+                let answer = match (kind, len) {
+                    (Kind::Stdin, 0) => frame::message(&Reply::Exited(ExecExit {
+                        exit_code: 7,
+                        signal: None,
+                        timed_out: false,
+                    }))
+                    .unwrap(),
+                    (Kind::Stdin, _) => [&frame::header(Kind::Stderr, len)[..], &payload].concat(),
+                    (Kind::Resize, _) => [&frame::header(Kind::Stdout, len)[..], &payload].concat(),
+                    other => panic!("{other:?}"),
+                };
+                let _ = theirs.write_all(&answer).await;
+            }
+            machine.things().steps.push("session closed".to_owned());
+        });
+        let started = Started {
+            pid: 1,
+            started_at: 1,
+        };
+        Session::over(ours, started, stdin)
     }
 
     async fn step(&self, step: &'static str) -> Result<(), ()> {
@@ -344,6 +389,47 @@ impl Shim for FakeCalls {
                 .map_err(|()| broken("shutdown"))?;
             self.machine.things().shims.remove(&self.dir);
             Ok(())
+        })
+    }
+
+    fn session(
+        &self,
+        request: ExecRequest,
+        _: Duration,
+    ) -> Promise<'_, Result<Session, ShimError>> {
+        Box::pin(async move {
+            let step = self.machine.step("session").await;
+            step.map_err(|()| broken("session"))?;
+            assert!(request.detach);
+            let size = request.process.console_size();
+            let size = size.map_or_else(String::new, |size| {
+                format!("{}x{}", size.height(), size.width())
+            });
+            Ok(self.machine.session(request.stdin, size))
+        })
+    }
+
+    fn attach(
+        &self,
+        request: AttachRequest,
+        _: Duration,
+    ) -> Promise<'_, Result<Session, ShimError>> {
+        Box::pin(async move {
+            let step = self.machine.step("attach").await;
+            step.map_err(|()| broken("attach"))?;
+            Ok(self.machine.session(request.stdin, "attached".to_owned()))
+        })
+    }
+
+    fn socket(&self, family: Family, _: Duration) -> Promise<'_, Result<OwnedFd, ShimError>> {
+        Box::pin(async move {
+            self.machine.step("socket").await.map_err(|()| gone())?;
+            let family = match family {
+                Family::Inet => AddressFamily::INET,
+                Family::Inet6 => AddressFamily::INET6,
+            };
+            let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+            Ok(rustix::net::socket_with(family, SocketType::STREAM, flags, None).unwrap())
         })
     }
 

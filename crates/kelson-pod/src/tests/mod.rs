@@ -3,6 +3,7 @@
 mod fakes;
 mod lives;
 mod recovery;
+mod sessions;
 mod trouble;
 
 use std::path::PathBuf;
