@@ -65,6 +65,17 @@ pub enum Error {
         /// The directory.
         path: PathBuf,
     },
+    /// systemd did not do what it was asked for.
+    #[error("cannot {operation} the unit {unit}")]
+    Systemd {
+        /// What it was asked for.
+        operation: &'static str,
+        /// The unit.
+        unit: String,
+        /// Why not.
+        #[source]
+        source: crate::systemd::SystemdError,
+    },
     /// A cgroup file has a content that this version does not understand.
     #[error("{} has an unexpected content: {content:?}", path.display())]
     Malformed {

@@ -1,4 +1,4 @@
-//! cgroup v1 and v2 through cgroupfs: creation, limits, statistics, killing.
+//! cgroup v1 and v2: creation, limits, statistics, killing, through cgroupfs; and as units of systemd.
 //!
 //! A [`Hierarchy`] is what the machine has mounted, a [`Cgroup`] is a path in it. On cgroup v1 one
 //! `Cgroup` stands for the same path in every controller's hierarchy; on v2 it is one directory.
@@ -20,6 +20,7 @@ mod processes;
 mod remove;
 mod resources;
 mod stats;
+pub mod systemd;
 
 pub use cgroup::{Cgroup, Entry};
 pub use error::{Error, Result};

@@ -80,7 +80,7 @@ fn cpu_max(dir: &Dir, r: &Resources) -> Result<Option<String>> {
 /// v1 shares (2 to 262144, default 1024) as v2 weight (1 to 10000, default 100): the curve through
 /// these three points that is quadratic in the logarithms, as runc has it since 1.3.2 and crun since
 /// 1.23.
-fn weight(shares: u64) -> u64 {
+pub(crate) fn weight(shares: u64) -> u64 {
     let shares = shares.clamp(2, 262_144);
     if shares == 2 {
         return 1;

@@ -18,7 +18,7 @@ pub(super) fn wanted(r: &Resources) -> bool {
 
 /// Memory and memory with swap as they are to be: 0 is "unset", below 0 is no limit, and swap that
 /// is not given is none.
-fn limits(r: &Resources) -> Result<(Option<i64>, Option<i64>)> {
+pub(crate) fn limits(r: &Resources) -> Result<(Option<i64>, Option<i64>)> {
     let set = |value: Option<i64>| value.filter(|value| *value != 0).map(|value| value.max(-1));
     let memory = set(r.memory_limit);
     let swap = set(r.memory_swap).or(memory);

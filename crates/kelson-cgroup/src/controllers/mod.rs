@@ -1,13 +1,13 @@
 //! The controllers: one file each, with its limits and its statistics on v1 and v2.
 
-mod cpu;
+pub(crate) mod cpu;
 pub(crate) mod cpuset;
 mod device_program;
 mod device_set;
 mod devices;
 mod hugetlb;
 mod io;
-mod memory;
+pub(crate) mod memory;
 mod pids;
 mod pressure;
 mod unified;
