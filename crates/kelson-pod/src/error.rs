@@ -356,6 +356,9 @@ pub enum OpenError {
     /// The zygote does not start.
     #[error("cannot start the process that makes pods")]
     Zygote(#[source] kelson_shim::client::ShimError),
+    /// systemd does not make cgroups here.
+    #[error("cgroup.driver = \"systemd\" cannot be used")]
+    Systemd(#[source] kelson_cgroup::Error),
     /// The cgroup prefix is not a path of a hierarchy.
     #[error("cgroup prefix {prefix:?} cannot be used")]
     Cgroup {

@@ -25,6 +25,7 @@ mod signal;
 mod spec;
 mod stats;
 mod task;
+mod units;
 mod users;
 mod validate;
 mod view;
@@ -38,7 +39,7 @@ pub use kelson_shim::client::{Output, Resizer, Session, ShimError, Stdin};
 pub use kelson_shim::ids::{ContainerId, InvalidId, PodId};
 pub use kelson_shim::proto::{ExecExit, RefusalKind, TerminalSize};
 pub use metrics::{ContainerMetrics, PodMetrics, Processes};
-pub use pods::{ExecOutput, MAX_EXEC_OUTPUT, Pods, PodsConfig};
+pub use pods::{CgroupDriver, ExecOutput, MAX_EXEC_OUTPUT, Pods, PodsConfig};
 pub use stats::{ContainerStats, PodStats, WritableUsage};
 pub use view::{
     Container, ContainerState, ExitReason, Exited, InPod, Pod, PodState, Resolved, Snapshot, User,

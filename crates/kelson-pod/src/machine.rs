@@ -15,9 +15,10 @@ use crate::validate::Facts;
 const SYS_RESOURCE: u32 = 24;
 
 /// Facts that requests are checked against.
-pub(crate) fn facts(cgroups: &Hierarchy) -> Facts {
+pub(crate) fn facts(cgroups: &Hierarchy, config: &PodsConfig) -> Facts {
     Facts {
         cgroup_v2: cgroups.version() == Version::V2,
+        driver: config.cgroup_driver,
         selinux: Path::new("/sys/fs/selinux/enforce").exists(),
     }
 }

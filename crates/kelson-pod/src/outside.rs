@@ -112,9 +112,19 @@ pub(crate) trait PodNetwork: Send + Sync {
     fn recorded(&self) -> Vec<String>;
 }
 
+/// Keeps a cgroup that is empty yet; dropping it may block for a moment.
+pub(crate) type Prepared = Box<dyn Send>;
+
 /// cgroups by path. All methods block for a short time.
 pub(crate) trait Cgroups: Send + Sync {
     fn create(&self, path: &str) -> kelson_cgroup::Result<()>;
+    /// Makes a container's cgroup where that is not its shim's work; what is returned is held until
+    /// the container's process is in it.
+    fn prepare(
+        &self,
+        path: &str,
+        limits: &kelson_cgroup::Resources,
+    ) -> kelson_cgroup::Result<Option<Prepared>>;
     /// Kills everything and waits until nothing is left, or fails after `timeout`.
     fn kill(&self, path: &str, timeout: Duration) -> kelson_cgroup::Result<()>;
     fn populated(&self, path: &str) -> kelson_cgroup::Result<bool>;

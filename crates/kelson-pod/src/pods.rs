@@ -4,6 +4,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use kelson_cgroup::Hierarchy;
+use kelson_cgroup::systemd::slice_path;
 use kelson_shim::client::{Session, Zygote};
 use kelson_shim::proto::TerminalSize;
 use tokio::net::TcpStream;
@@ -14,10 +16,12 @@ use crate::error::{DialError, ExecError, OpenError, PodError};
 use crate::events::Events;
 use crate::exec::Command;
 use crate::metrics::PodMetrics;
+use crate::outside::Cgroups;
 use crate::recover::{self, Services};
 use crate::registry::Inbox;
 use crate::stats::{Collector, ContainerStats, PodStats};
 use crate::task::{Message, Phase, PodTask, Reply};
+use crate::units::Units;
 use crate::validate::{self, Facts};
 use crate::view::{ContainerState, Snapshot};
 use crate::world::{SHIM_CALL, World, now};
@@ -38,8 +42,11 @@ pub struct PodsConfig {
     pub state: PathBuf,
     /// The program that is run as `<program> zygote`, usually `/proc/self/exe`.
     pub program: PathBuf,
-    /// cgroup beneath which pods without a parent get theirs, such as `/kelson`.
+    /// cgroup beneath which pods without a parent get theirs, such as `/kelson`; with systemd the slice
+    /// of that name, `kelson.slice`.
     pub cgroup_prefix: String,
+    /// Who makes cgroups.
+    pub cgroup_driver: CgroupDriver,
     /// Seccomp profile of a container whose security context names none. The field's runtimes and
     /// their conformance tests expect `Unconfined`.
     pub unset_seccomp: Profile,
@@ -68,6 +75,7 @@ impl Default for PodsConfig {
             state: "/run/kelson".into(),
             program: "/proc/self/exe".into(),
             cgroup_prefix: "/kelson".into(),
+            cgroup_driver: CgroupDriver::default(),
             unset_seccomp: Profile::Unconfined,
             pids_limit: None,
             rlimits: Vec::new(),
@@ -81,6 +89,16 @@ impl Default for PodsConfig {
     }
 }
 
+/// Who makes the cgroups of pods and containers, and keeps their limits.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum CgroupDriver {
+    /// Kelson, in the cgroup file system.
+    #[default]
+    Cgroupfs,
+    /// systemd, as slices and scopes.
+    Systemd,
+}
+
 /// What a command wrote and how it ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ExecOutput {
@@ -90,6 +108,26 @@ pub struct ExecOutput {
     pub stderr: Vec<u8>,
     /// Exit code; 128 plus the number of the signal that ended it.
     pub exit_code: i32,
+}
+
+fn driver(files: Hierarchy, config: &PodsConfig) -> Result<Arc<dyn Cgroups>, OpenError> {
+    match config.cgroup_driver {
+        CgroupDriver::Cgroupfs => Ok(Arc::new(files)),
+        CgroupDriver::Systemd => {
+            let prefix = &config.cgroup_prefix;
+            slice_path(&slice_of(prefix)).map_err(|source| OpenError::Cgroup {
+                prefix: prefix.clone(),
+                source,
+            })?;
+            let units = Units::new(files, &config.program).map_err(OpenError::Systemd)?;
+            Ok(Arc::new(units))
+        }
+    }
+}
+
+/// The slice that stands for a prefix: `/a/b` is `a-b.slice`.
+pub(crate) fn slice_of(prefix: &str) -> String {
+    format!("{}.slice", prefix.trim_matches('/').replace('/', "-"))
 }
 
 /// All pods of the node. Cheap to clone; all clones are one.
@@ -108,18 +146,24 @@ impl Pods {
         images: kelson_image::Images,
         snapshotter: Arc<kelson_snapshot::Overlayfs>,
         network: kelson_network::Network,
-        cgroups: kelson_cgroup::Hierarchy,
+        cgroups: Hierarchy,
     ) -> Result<Self, OpenError> {
         let zygote = Zygote::start(&config.program, &config.state).map_err(OpenError::Zygote)?;
-        let facts = machine::facts(&cgroups);
+        let facts = machine::facts(&cgroups, &config);
+        let cgroups = driver(cgroups, &config)?;
         let services = Services {
             shims: Arc::new(zygote),
             network: Arc::new(network),
-            cgroups: Arc::new(cgroups),
+            cgroups,
             images: Arc::new(images),
             snapshots: snapshotter,
         };
         Self::with(config, services, facts).await
+    }
+
+    /// Who makes cgroups.
+    pub fn cgroup_driver(&self) -> CgroupDriver {
+        self.world.facts.driver
     }
 
     /// As [`open`](Self::open), with any services.

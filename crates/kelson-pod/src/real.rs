@@ -16,7 +16,8 @@ use kelson_shim::proto::{
 use rustix::process::{Pid, PidfdFlags};
 
 use crate::outside::{
-    Cgroups, Forked, Found, ImageFacts, ImageSource, PodNetwork, Promise, Shim, ShimEvents, Shims,
+    Cgroups, Forked, Found, ImageFacts, ImageSource, PodNetwork, Prepared, Promise, Shim,
+    ShimEvents, Shims,
 };
 use crate::spec::process::ImageProcess;
 
@@ -161,6 +162,14 @@ impl PodNetwork for Network {
 impl Cgroups for Hierarchy {
     fn create(&self, path: &str) -> kelson_cgroup::Result<()> {
         Cgroup::new(self, path)?.create()
+    }
+
+    fn prepare(
+        &self,
+        _: &str,
+        _: &kelson_cgroup::Resources,
+    ) -> kelson_cgroup::Result<Option<Prepared>> {
+        Ok(None)
     }
 
     fn kill(&self, path: &str, timeout: Duration) -> kelson_cgroup::Result<()> {

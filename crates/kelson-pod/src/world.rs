@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use kelson_cgroup::systemd::slice_path;
 use kelson_shim::ids::{ContainerId, PodId};
 use kelson_snapshot::Snapshotter;
 use kelson_store::Store;
@@ -16,7 +17,7 @@ use crate::events::Announcer;
 use crate::filters::Filters;
 use crate::journal::Journal;
 use crate::outside::{Cgroups, ImageSource, PodNetwork, Shims};
-use crate::pods::PodsConfig;
+use crate::pods::{CgroupDriver, PodsConfig, slice_of};
 use crate::registry::Registry;
 use crate::spec::NodeRules;
 use crate::spec::mounts::PodFiles;
@@ -72,13 +73,30 @@ impl World {
 
     /// The cgroup that holds the pod's containers, and whether it is Kelson's own.
     pub(crate) fn pod_cgroup(&self, pod: &PodId, config: &PodConfig) -> (String, bool) {
-        if config.cgroup_parent.is_empty() {
-            (
-                format!("{}/{pod}", self.config.cgroup_prefix.trim_end_matches('/')),
-                true,
-            )
-        } else {
-            (config.cgroup_parent.clone(), false)
+        let own = config.cgroup_parent.is_empty();
+        let prefix = self.config.cgroup_prefix.trim_end_matches('/');
+        let path = match self.facts.driver {
+            CgroupDriver::Cgroupfs if own => format!("{prefix}/{pod}"),
+            CgroupDriver::Cgroupfs => config.cgroup_parent.clone(),
+            CgroupDriver::Systemd => {
+                let slice = match config.cgroup_parent.rsplit_once('/') {
+                    _ if own => slice_of(&format!("{prefix}-{pod}")),
+                    Some((_, slice)) => slice.to_owned(),
+                    None => config.cgroup_parent.clone(),
+                };
+                // A name that is none was refused with the request.
+                slice_path(&slice).unwrap_or(slice)
+            }
+        };
+        (path, own)
+    }
+
+    /// The cgroup of a container in that of its pod.
+    pub(crate) fn container_cgroup(&self, pod_cgroup: &str, id: &ContainerId) -> String {
+        let pod_cgroup = pod_cgroup.trim_end_matches('/');
+        match self.facts.driver {
+            CgroupDriver::Cgroupfs => format!("{pod_cgroup}/{id}"),
+            CgroupDriver::Systemd => format!("{pod_cgroup}/kelson-{id}.scope"),
         }
     }
 

@@ -31,3 +31,10 @@ pub use progress::{Event, Progress};
 
 /// The version of the OCI runtime specification that this crate follows.
 pub const OCI_VERSION: &str = "1.2.1";
+
+/// The limits of `linux.resources`, without those of devices, in the cgroup crate's own terms.
+pub fn limits(spec: &oci_spec::runtime::LinuxResources) -> kelson_cgroup::Resources {
+    let mut limits = plan::resources::from_spec(spec, &[]);
+    limits.devices.clear();
+    limits
+}

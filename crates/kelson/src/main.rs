@@ -43,8 +43,9 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    // These three come before anything else is set up: the zygote must stay as small as it can, the
-    // OCI runtime must not have threads, and the demo's guest lives in a container.
+    // These four come before anything else is set up: the zygote must stay as small as it can, as
+    // must what keeps a cgroup for a container to come, the OCI runtime must not have threads, and the
+    // demo's guest lives in a container.
     let mut arguments = std::env::args_os().skip(1);
     match arguments
         .next()
@@ -52,6 +53,7 @@ fn main() -> ExitCode {
         .and_then(std::ffi::OsStr::to_str)
     {
         Some("zygote") => return kelson_shim::zygote::main(),
+        Some("hold") => return hold(),
         Some("oci") => return kelson_runtime::cli::main(oci_arguments(arguments)),
         Some("demo-guest") => {
             let arguments: Vec<String> = arguments
@@ -74,6 +76,14 @@ fn main() -> ExitCode {
         complain(&error);
         ExitCode::FAILURE
     })
+}
+
+/// Does nothing until its input ends, which it does with the daemon.
+fn hold() -> ExitCode {
+    match std::io::copy(&mut std::io::stdin().lock(), &mut std::io::sink()) {
+        Ok(_) => ExitCode::SUCCESS,
+        Err(_) => ExitCode::FAILURE,
+    }
 }
 
 /// The OCI runtime's own command line: its program name, then its arguments.

@@ -72,7 +72,7 @@ fn make(world: &Arc<World>, request: &Request) -> Result<(Batch, Resolved), PodE
     let log = log(&request.pod_config, config)?;
     let seccomp = seccomp(world, config)?;
     let (parent, _) = world.pod_cgroup(&request.pod, &request.pod_config);
-    let cgroup = format!("{}/{}", parent.trim_end_matches('/'), request.id);
+    let cgroup = world.container_cgroup(&parent, &request.id);
     let name = hostname(&request.pod, &request.pod_config);
     let files = world.pod_files(&request.pod, &request.pod_config);
     let spec = spec::build(&spec::Request {

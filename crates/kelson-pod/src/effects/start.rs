@@ -8,6 +8,7 @@ use kelson_shim::ids::{ContainerId, PodId};
 use kelson_shim::proto::{RefusalKind, Rootfs, SeccompFilter, StartRequest, Started};
 use kelson_snapshot::SnapshotError;
 use kelson_store::StoreError;
+use oci_spec::runtime::Spec;
 
 use crate::filters::FilterError;
 use crate::outside::Shim;
@@ -25,6 +26,8 @@ pub(crate) enum StartError {
     NoSpec,
     #[error("cannot read its runtime specification")]
     Store(#[from] StoreError),
+    #[error("cannot make its cgroup")]
+    Cgroup(#[from] kelson_cgroup::Error),
     #[error("cannot find its root file system")]
     Rootfs(#[from] SnapshotError),
     #[error(transparent)]
@@ -42,11 +45,20 @@ pub(crate) async fn run(
     resolved: Arc<Resolved>,
 ) -> Result<Started, StartError> {
     let cgroup = resolved.cgroup.clone();
-    let request = world
-        .blocking(move |world| request(world, id, &resolved))
+    let (request, prepared) = world
+        .blocking(move |world| {
+            let request = request(world, id, &resolved)?;
+            let limits = limits(&request.spec);
+            let prepared = world.cgroups.prepare(&request.cgroup, &limits)?;
+            Ok::<_, StartError>((request, prepared))
+        })
         .await?;
     let deadline = world.config.start_timeout + GRACE;
-    match shim.start(request, deadline).await {
+    let started = shim.start(request, deadline).await;
+    if let Some(prepared) = prepared {
+        world.blocking(move |_| drop(prepared)).await;
+    }
+    match started {
         Ok(started) => Ok(started),
         Err(error) if error.refusal() == Some(RefusalKind::Exists) => {
             // An earlier daemon asked and did not live to hear the answer.
@@ -65,6 +77,12 @@ pub(crate) async fn run(
             Err(error.into())
         }
     }
+}
+
+fn limits(spec: &Spec) -> kelson_cgroup::Resources {
+    let linux = spec.linux().as_ref();
+    let resources = linux.and_then(|linux| linux.resources().as_ref());
+    resources.map(kelson_runtime::limits).unwrap_or_default()
 }
 
 fn request(

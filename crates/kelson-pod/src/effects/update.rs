@@ -102,14 +102,16 @@ fn limits(change: &Resources, after: &Resources) -> kelson_cgroup::Resources {
     let list = |list: &String| (!list.is_empty()).then(|| list.clone());
     // Memory and memory with swap bound each other: who changes one means the other to be kept.
     let memory = change.memory_limit != 0 || change.memory_swap_limit != 0;
+    // So do a quota and its period.
+    let cpu = change.cpu_quota != 0 || change.cpu_period != 0;
     let limit = |(page_size, limit): &(String, u64)| kelson_cgroup::HugepageLimit {
         page_size: page_size.clone(),
         limit: *limit,
     };
     kelson_cgroup::Resources {
         cpu_shares: unsigned(change.cpu_shares),
-        cpu_quota: signed(change.cpu_quota),
-        cpu_period: unsigned(change.cpu_period),
+        cpu_quota: signed(after.cpu_quota).filter(|_| cpu),
+        cpu_period: unsigned(after.cpu_period).filter(|_| cpu),
         cpuset_cpus: list(&change.cpuset_cpus),
         cpuset_mems: list(&change.cpuset_mems),
         memory_limit: signed(after.memory_limit).filter(|_| memory),

@@ -21,7 +21,8 @@ use tokio::net::UnixStream;
 use tokio::sync::{Semaphore, mpsc};
 
 use crate::outside::{
-    Cgroups, Forked, Found, ImageFacts, ImageSource, PodNetwork, Promise, Shim, ShimEvents, Shims,
+    Cgroups, Forked, Found, ImageFacts, ImageSource, PodNetwork, Prepared, Promise, Shim,
+    ShimEvents, Shims,
 };
 use crate::spec::process::ImageProcess;
 
@@ -43,6 +44,7 @@ pub(super) struct Things {
     pub(super) networks: BTreeSet<String>,
     pub(super) cgroups: BTreeSet<String>,
     /// Limits in the order in which they were set.
+    pub(super) driver: crate::CgroupDriver,
     pub(super) limits: Vec<(String, kelson_cgroup::Resources)>,
     /// Steps that fail.
     pub(super) failing: HashSet<&'static str>,
@@ -508,6 +510,20 @@ impl Cgroups for Machine {
             .map_err(|()| cgroup_error("create"))?;
         self.things().cgroups.insert(path.to_owned());
         Ok(())
+    }
+
+    fn prepare(
+        &self,
+        path: &str,
+        limits: &kelson_cgroup::Resources,
+    ) -> kelson_cgroup::Result<Option<Prepared>> {
+        if !path.ends_with(".scope") {
+            return Ok(None);
+        }
+        self.step_now("scope")
+            .map_err(|()| cgroup_error("prepare"))?;
+        self.things().limits.push((path.to_owned(), limits.clone()));
+        Ok(Some(Box::new(())))
     }
 
     fn kill(&self, path: &str, _: Duration) -> kelson_cgroup::Result<()> {

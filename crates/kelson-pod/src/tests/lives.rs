@@ -439,3 +439,52 @@ async fn an_update_before_the_start_is_started_with() {
     assert!(limits.devices().is_some());
     assert_eq!(spec.process().as_ref().unwrap().oom_score_adj(), Some(7));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn with_systemd_a_container_is_a_scope_in_the_slice_of_its_pod() {
+    let machine = Machine::default();
+    machine.things().driver = crate::CgroupDriver::Systemd;
+    let node = Node::on(machine).await;
+    assert_eq!(node.pods.cgroup_driver(), crate::CgroupDriver::Systemd);
+    let pod = node.pod().await;
+    let slice = format!("/kelson.slice/kelson-{pod}.slice");
+    assert_eq!(node.pods.snapshot().pod(&pod).unwrap().cgroup, slice);
+    let mut config = container_config("main");
+    config.resources.memory_limit = 1 << 20;
+    let container = node.pods.create_container(&pod, config).await.unwrap();
+    let scope = format!("{slice}/kelson-{container}.scope");
+
+    // What systemd refuses is told, and nothing runs.
+    node.machine.fail("scope");
+    let error = node.pods.start_container(&container).await.unwrap_err();
+    assert!(
+        crate::error::chain(&error).contains("cannot make its cgroup"),
+        "{error:?}"
+    );
+    node.machine.heal();
+    node.pods.remove_container(&container).await.unwrap();
+
+    let mut config = container_config("main");
+    config.attempt = 1;
+    config.resources.memory_limit = 1 << 20;
+    let container = node.pods.create_container(&pod, config).await.unwrap();
+    node.pods.start_container(&container).await.unwrap();
+    assert_ne!(scope, node.container(container).resolved.cgroup);
+    {
+        let things = node.machine.things();
+        let (path, limits) = things.limits.last().unwrap();
+        assert_eq!(*path, format!("{slice}/kelson-{container}.scope"));
+        assert_eq!(limits.memory_limit, Some(1 << 20));
+        assert!(limits.devices.is_empty());
+    }
+    node.pods.remove_pod(&pod).await.unwrap();
+
+    // A parent is a slice, which is its owner's to make and to remove.
+    let mut config = pod_config("kubelet");
+    config.cgroup_parent = "kubepods-pod1.slice".into();
+    let pod = node.pods.run_pod(config).await.unwrap();
+    let path = node.pods.snapshot().pod(&pod).unwrap().cgroup.clone();
+    assert_eq!(path, "/kubepods.slice/kubepods-pod1.slice");
+    node.pods.remove_pod(&pod).await.unwrap();
+    assert!(node.is_clean());
+}

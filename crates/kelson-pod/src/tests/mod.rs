@@ -29,8 +29,11 @@ struct Node {
 
 impl Node {
     async fn new() -> Self {
+        Self::on(Machine::default()).await
+    }
+
+    async fn on(machine: Machine) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let machine = Machine::default();
         let pods = open(dir.path().to_owned(), &machine).await;
         Self { dir, machine, pods }
     }
@@ -126,6 +129,7 @@ async fn open(dir: PathBuf, machine: &Machine) -> Pods {
     let facts = Facts {
         cgroup_v2: false,
         selinux: false,
+        driver: machine.things().driver,
     };
     for _ in 0..500 {
         match Pods::with(config.clone(), services(), facts).await {

@@ -11,6 +11,7 @@ use std::collections::BTreeMap;
 pub(crate) use container::container;
 pub(crate) use pod::pod;
 
+use crate::CgroupDriver;
 use crate::config::{Profile, Resources, Selinux};
 use crate::error::{Mistake, Mistakes, PodError};
 
@@ -32,6 +33,8 @@ pub(crate) fn resources(field: &str, wanted: &Resources, facts: Facts) -> Result
 pub(crate) struct Facts {
     /// Whether cgroup v2 carries the controllers.
     pub(crate) cgroup_v2: bool,
+    /// Who makes cgroups, which decides what a parent looks like.
+    pub(crate) driver: CgroupDriver,
     /// Whether SELinux is on.
     pub(crate) selinux: bool,
 }

@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 
 use super::{Checker, Facts, plain_component};
+use crate::CgroupDriver;
 use crate::config::{Dns, NamespaceMode, PodConfig, PodNamespaces};
 use crate::error::PodError;
 
@@ -45,7 +46,7 @@ pub(crate) fn pod(config: &PodConfig, facts: Facts) -> Result<(), PodError> {
         names(&mut checker, dns);
     }
     ports(&mut checker, config);
-    cgroup_parent(&mut checker, &config.cgroup_parent);
+    cgroup_parent(&mut checker, &config.cgroup_parent, facts.driver);
     namespaces(&mut checker, &config.namespaces);
     for (name, value) in &config.sysctls {
         sysctl(&mut checker, &config.namespaces, name, value);
@@ -148,9 +149,36 @@ fn ports(checker: &mut Checker, config: &PodConfig) {
     }
 }
 
-fn cgroup_parent(checker: &mut Checker, path: &str) {
+/// With systemd a parent is a slice, by its name or by the path of its cgroup.
+fn slice(checker: &mut Checker, field: &str, parent: &str) {
+    let (folder, name) = parent.rsplit_once('/').unwrap_or(("", parent));
+    if !name.ends_with(".slice") {
+        checker.wrong(
+            field,
+            format!(
+                "{:?} is for the cgroupfs driver; set the kubelet's cgroupDriver to systemd",
+                cut(parent)
+            ),
+        );
+        return;
+    }
+    match kelson_cgroup::systemd::slice_path(name) {
+        Err(error) => checker.wrong(field, error.to_string()),
+        Ok(path) => checker.check(
+            folder.is_empty() || path.trim_start_matches('/') == parent.trim_start_matches('/'),
+            field,
+            &format!("{:?} is not where that slice is: {path:?}", cut(parent)),
+        ),
+    }
+}
+
+fn cgroup_parent(checker: &mut Checker, path: &str, driver: CgroupDriver) {
     const FIELD: &str = "linux.cgroup_parent";
     if path.is_empty() {
+        return;
+    }
+    if driver == CgroupDriver::Systemd {
+        slice(checker, FIELD, path);
         return;
     }
     if !path.contains('/') && path.ends_with(".slice") {

@@ -1,6 +1,7 @@
 //! Tests of the rules: a right request passes, and each mistake is told with its field.
 
 use super::*;
+use crate::CgroupDriver;
 use crate::config::{
     ContainerConfig, Dns, IdMapping, ImageSpec, Mount, NamespaceMode, PodConfig, PodMetadata,
     PortMapping, Propagation, Protocol, UserNamespace,
@@ -10,6 +11,7 @@ use crate::error::ErrorKind;
 const FACTS: Facts = Facts {
     cgroup_v2: false,
     selinux: false,
+    driver: CgroupDriver::Cgroupfs,
 };
 
 fn right_pod() -> PodConfig {
@@ -331,4 +333,36 @@ fn security_of_containers_that_is_wrong() {
         at("apparmor")
     );
     assert!(container_fields(|c| c.security.apparmor = Some(Profile::RuntimeDefault)).is_empty());
+}
+
+#[test]
+fn a_parent_has_the_form_of_its_driver() {
+    let facts = Facts {
+        driver: CgroupDriver::Systemd,
+        ..FACTS
+    };
+    let told = |parent: &str| {
+        let mut config = right_pod();
+        config.cgroup_parent = parent.into();
+        super::pod(&config, facts)
+            .err()
+            .map(|error| error.to_string())
+    };
+    for right in [
+        "",
+        "kubepods-burstable-pod1.slice",
+        "/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod1.slice",
+    ] {
+        assert_eq!(told(right), None, "{right}");
+    }
+    for wrong in [
+        "/kubepods/pod1",
+        "/",
+        "/other.slice/kubepods-pod1.slice",
+        "a--b.slice",
+        "-.slice",
+    ] {
+        let said = told(wrong).expect(wrong);
+        assert!(said.contains("linux.cgroup_parent"), "{said}");
+    }
 }

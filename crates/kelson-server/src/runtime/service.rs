@@ -53,7 +53,7 @@ runtime_service! {
     verbs {
         version("Version", _request: VersionRequest) -> VersionResponse = |_server| Ok(Self::about());
         status("Status", request: StatusRequest) -> StatusResponse = |server| server.conditions(&request).await;
-        runtime_config("RuntimeConfig", _request: RuntimeConfigRequest) -> RuntimeConfigResponse = |_server| Ok(Self::driver());
+        runtime_config("RuntimeConfig", _request: RuntimeConfigRequest) -> RuntimeConfigResponse = |server| Ok(server.driver());
         run_pod_sandbox("RunPodSandbox", request: RunPodSandboxRequest, &pod_name(&request)) -> RunPodSandboxResponse = |server| server.sandbox_run(request).await;
         stop_pod_sandbox("StopPodSandbox", request: StopPodSandboxRequest, &request.pod_sandbox_id) -> StopPodSandboxResponse = |server| server.sandbox_stop(request).await;
         remove_pod_sandbox("RemovePodSandbox", request: RemovePodSandboxRequest, &request.pod_sandbox_id) -> RemovePodSandboxResponse = |server| server.sandbox_remove(request).await;

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use kelson_cri::v1;
+use kelson_pod::CgroupDriver;
 
 use crate::Server;
 use crate::error::VerbError;
@@ -78,10 +79,14 @@ impl Server {
         ])
     }
 
-    pub(super) fn driver() -> v1::RuntimeConfigResponse {
+    pub(super) fn driver(&self) -> v1::RuntimeConfigResponse {
+        let driver = match self.services.pods.cgroup_driver() {
+            CgroupDriver::Cgroupfs => v1::CgroupDriver::Cgroupfs,
+            CgroupDriver::Systemd => v1::CgroupDriver::Systemd,
+        };
         v1::RuntimeConfigResponse {
             linux: Some(v1::LinuxRuntimeConfiguration {
-                cgroup_driver: v1::CgroupDriver::Cgroupfs.into(),
+                cgroup_driver: driver.into(),
             }),
         }
     }

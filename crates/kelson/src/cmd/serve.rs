@@ -25,7 +25,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_stream::wrappers::UnixListenerStream;
 use tracing::{info, warn};
 
-use crate::config::{self, Config, NetworkFallback};
+use crate::config::{self, CgroupDriver, Config, NetworkFallback};
 use crate::log;
 
 /// How long calls under way may take to end after a signal.
@@ -141,6 +141,10 @@ async fn build(config: &Config) -> anyhow::Result<(Pods, Server)> {
         root: config.root.clone(),
         state: config.state.clone(),
         cgroup_prefix: config.cgroup_prefix.clone(),
+        cgroup_driver: match config.cgroup_driver {
+            CgroupDriver::Cgroupfs => kelson_pod::CgroupDriver::Cgroupfs,
+            CgroupDriver::Systemd => kelson_pod::CgroupDriver::Systemd,
+        },
         ..PodsConfig::default()
     };
     let pods = Pods::open(

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use toml::de::DeValue;
 
-use super::{Config, LogFormat, NetworkFallback};
+use super::{CgroupDriver, Config, LogFormat, NetworkFallback};
 
 /// One key of the configuration.
 pub(super) struct Key {
@@ -67,8 +67,21 @@ pub(super) const KEYS: &[Key] = &[
         },
     },
     Key {
+        name: "cgroup.driver",
+        doc: "\"cgroupfs\", or \"systemd\" (cgroup v2 only) for pods as slices and containers as scopes.\nThe kubelet asks for it. Change it only on a node without pods.",
+        default: "\"cgroupfs\"",
+        set: |c, v| {
+            c.cgroup_driver = match string(v)?.as_str() {
+                "cgroupfs" => CgroupDriver::Cgroupfs,
+                "systemd" => CgroupDriver::Systemd,
+                _ => return Err("expected \"cgroupfs\" or \"systemd\"".into()),
+            };
+            Ok(())
+        },
+    },
+    Key {
         name: "cgroup.prefix",
-        doc: "Parent cgroup of pods whose request names none. The kubelet always names one.",
+        doc: "Parent cgroup of pods whose request names none. The kubelet always names one.\nWith the systemd driver \"/kelson\" is kelson.slice.",
         default: "\"/kelson\"",
         set: |c, v| {
             let path = absolute(v)?;
@@ -261,6 +274,7 @@ fn blank() -> Config {
         socket: PathBuf::new(),
         log_level: String::new(),
         log_format: LogFormat::Text,
+        cgroup_driver: CgroupDriver::Cgroupfs,
         cgroup_prefix: String::new(),
         cni_conf_dir: PathBuf::new(),
         cni_conf_template: None,

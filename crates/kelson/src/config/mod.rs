@@ -30,6 +30,8 @@ pub(crate) struct Config {
     pub(crate) log_level: String,
     /// How log lines look.
     pub(crate) log_format: LogFormat,
+    /// Who makes cgroups.
+    pub(crate) cgroup_driver: CgroupDriver,
     /// Parent cgroup of pods whose request names none.
     pub(crate) cgroup_prefix: String,
     /// Where CNI configuration lists are found.
@@ -62,6 +64,16 @@ pub(crate) struct Config {
     pub(crate) max_layer_bytes: u64,
     /// Whether a layer is written through to the disk before it counts as complete.
     pub(crate) sync_layers: bool,
+}
+
+/// Who makes the cgroups of pods and containers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum CgroupDriver {
+    /// Kelson.
+    Cgroupfs,
+    /// systemd.
+    Systemd,
 }
 
 /// The two forms of a log line.

@@ -25,6 +25,8 @@ pub(crate) struct Case {
 pub(crate) enum Need {
     /// A program at this path, from this Debian package.
     Program(&'static str, &'static str),
+    /// systemd as the machine's process 1, and cgroup v2 alone.
+    Systemd,
     /// crictl, whose path is in the environment.
     Crictl,
 }
@@ -35,6 +37,9 @@ impl Need {
         match self {
             Self::Program(path, package) => (!Path::new(path).exists())
                 .then(|| format!("needs {path} (Debian package {package})")),
+            Self::Systemd => (!Path::new("/run/systemd/system").exists()
+                || !Path::new("/sys/fs/cgroup/cgroup.controllers").exists())
+            .then(|| "needs systemd with cgroup v2 (as in cargo xtask machine)".to_owned()),
             Self::Crictl => std::env::var_os("KELSON_TEST_CRICTL")
                 .is_none()
                 .then(|| "needs crictl (run by cargo xtask test, built with Go)".to_owned()),

@@ -91,6 +91,27 @@ impl Node {
             .context("the daemon does not run")
     }
 
+    /// The slice of this node's pods when systemd makes cgroups, without `.slice`. A dash would mean
+    /// a slice above it.
+    pub(crate) fn slice(&self) -> String {
+        self.name.replace('-', "_")
+    }
+
+    /// Starts the daemon again with systemd's cgroup driver; before any pod is made.
+    pub(crate) async fn use_systemd(&mut self) -> anyhow::Result<()> {
+        let path = self.dir().join("config.toml");
+        let text = std::fs::read_to_string(&path)?;
+        let old = format!("[cgroup]\nprefix = \"/{}\"\n", self.name);
+        let new = format!(
+            "[cgroup]\ndriver = \"systemd\"\nprefix = \"/{}\"\n",
+            self.slice()
+        );
+        ensure!(text.contains(&old), "the configuration is another");
+        std::fs::write(&path, text.replace(&old, &new))?;
+        self.kill().await?;
+        self.restart().await
+    }
+
     /// Kills the daemon as a crash would.
     pub(crate) async fn kill(&mut self) -> anyhow::Result<()> {
         let mut daemon = self.daemon.take().context("the daemon does not run")?;
@@ -313,6 +334,12 @@ impl Node {
         }
     }
 
+    /// Whether the cgroups of a process, as proc shows them, are this node's.
+    fn is_ours(&self, cgroups: &str) -> bool {
+        cgroups.contains(&format!("/{}/", self.name))
+            || cgroups.contains(&format!("/{}.slice/", self.slice()))
+    }
+
     fn leftovers(&self) -> BTreeSet<String> {
         let mut left = BTreeSet::new();
         let dir = self.dir().display().to_string();
@@ -326,11 +353,13 @@ impl Node {
         for entry in std::fs::read_dir("/proc").into_iter().flatten().flatten() {
             let cgroup = std::fs::read_to_string(entry.path().join("cgroup")).unwrap_or_default();
             let command = command(&entry.path());
-            if cgroup.contains(&format!("/{}/", self.name)) || command.contains(&dir) {
+            if self.is_ours(&cgroup) || command.contains(&dir) {
                 left.insert(format!("process {} {command}", entry.path().display()));
             }
         }
         cgroups(Path::new("/sys/fs/cgroup"), &self.name, 0, &mut left);
+        let slice = format!("{}.slice", self.slice());
+        cgroups(Path::new("/sys/fs/cgroup"), &slice, 0, &mut left);
         for entry in std::fs::read_dir(self.dir().join("netns"))
             .into_iter()
             .flatten()
@@ -374,8 +403,7 @@ impl Drop for Node {
         let dir = self.dir().display().to_string();
         for entry in std::fs::read_dir("/proc").into_iter().flatten().flatten() {
             let cgroup = std::fs::read_to_string(entry.path().join("cgroup")).unwrap_or_default();
-            let ours = cgroup.contains(&format!("/{}/", self.name))
-                || command(&entry.path()).contains(&dir);
+            let ours = self.is_ours(&cgroup) || command(&entry.path()).contains(&dir);
             let pid = entry.file_name().to_str().and_then(|pid| pid.parse().ok());
             if let (true, Some(pid)) = (ours, pid.and_then(rustix::process::Pid::from_raw)) {
                 let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
@@ -395,6 +423,12 @@ impl Drop for Node {
             remove_cgroups(&hierarchy.path().join(&self.name));
         }
         remove_cgroups(&Path::new("/sys/fs/cgroup").join(&self.name));
+        let slice = format!("{}.slice", self.slice());
+        if Path::new("/run/systemd/system").exists() {
+            let _ = std::process::Command::new("systemctl")
+                .args(["stop", &slice])
+                .output();
+        }
         let _ = std::process::Command::new("ip")
             .args(["link", "del", &self.name])
             .output();

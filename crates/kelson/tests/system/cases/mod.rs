@@ -18,6 +18,7 @@ mod pods;
 mod registry;
 mod security;
 mod stats;
+mod systemd;
 mod updates;
 
 use crate::case::Case;
@@ -43,6 +44,7 @@ pub(crate) fn all() -> Vec<Case> {
         registry::cases(),
         security::cases(),
         stats::cases(),
+        systemd::cases(),
         updates::cases(),
     ]
     .into_iter()

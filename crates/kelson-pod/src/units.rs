@@ -1,0 +1,138 @@
+//! cgroups as units of systemd: what is different from plain cgroups.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use kelson_cgroup::systemd::{Systemd, is_unit};
+use kelson_cgroup::{Cgroup, Error, Hierarchy, Resources, Result, Stats};
+
+use crate::outside::{Cgroups, Prepared};
+
+/// The word after the program's name that makes it a [`Holder`].
+pub(crate) const HOLD: &str = "hold";
+
+/// cgroups that systemd makes and keeps the limits of.
+pub(crate) struct Units {
+    files: Hierarchy,
+    systemd: Systemd,
+    program: PathBuf,
+}
+
+impl Units {
+    /// Fails where systemd does not manage the machine's cgroups. `program` is Kelson's own.
+    pub(crate) fn new(files: Hierarchy, program: &Path) -> Result<Self> {
+        Ok(Self {
+            systemd: Systemd::find(&files)?,
+            files,
+            program: program.to_owned(),
+        })
+    }
+
+    fn cgroup(&self, path: &str) -> Result<Cgroup> {
+        Cgroup::new(&self.files, path)
+    }
+}
+
+/// A process that does nothing until it is dropped: a scope needs one to begin with, and the
+/// container's comes later. It ends with the daemon, too.
+struct Holder(Child);
+
+impl Holder {
+    fn start(program: &Path) -> io::Result<Self> {
+        let mut command = Command::new(program);
+        command.arg(HOLD).env_clear().stdin(Stdio::piped());
+        command.stdout(Stdio::null()).stderr(Stdio::null());
+        command.spawn().map(Self)
+    }
+}
+
+impl Drop for Holder {
+    fn drop(&mut self) {
+        // It may have been killed with the container already.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+impl Cgroups for Units {
+    fn create(&self, path: &str) -> Result<()> {
+        match is_unit(path) {
+            true => self.systemd.start_slice(&self.cgroup(path)?),
+            false => self.files.create(path),
+        }
+    }
+
+    fn prepare(&self, path: &str, limits: &Resources) -> Result<Option<Prepared>> {
+        if !is_unit(path) {
+            return Ok(None);
+        }
+        let holder = Holder::start(&self.program).map_err(|source| Error::Io {
+            operation: "start a process of".to_owned(),
+            path: self.program.clone(),
+            source,
+        })?;
+        let cgroup = self.cgroup(path)?;
+        self.systemd.start_scope(&cgroup, holder.0.id(), limits)?;
+        Ok(Some(Box::new(holder)))
+    }
+
+    fn kill(&self, path: &str, timeout: Duration) -> Result<()> {
+        self.files.kill(path, timeout)
+    }
+
+    fn populated(&self, path: &str) -> Result<bool> {
+        self.files.populated(path)
+    }
+
+    fn remove(&self, path: &str) -> Result<()> {
+        if is_unit(path) {
+            self.systemd.stop(&self.cgroup(path)?)?;
+        }
+        self.files.remove(path)
+    }
+
+    fn stats(&self, path: &str) -> Result<Option<Stats>> {
+        self.files.stats(path)
+    }
+
+    fn usage(&self, path: &str) -> Result<Option<Stats>> {
+        self.files.usage(path)
+    }
+
+    /// systemd first: it rounds, and what is exact is then in the files.
+    fn apply(&self, path: &str, limits: &Resources) -> Result<()> {
+        if is_unit(path) {
+            self.systemd.limit(&self.cgroup(path)?, limits)?;
+        }
+        self.files.apply(path, limits)
+    }
+
+    fn pids(&self, path: &str) -> Result<Vec<u32>> {
+        self.files.pids(path)
+    }
+
+    fn oom_kills(&self, path: &str) -> Result<u64> {
+        self.files.oom_kills(path)
+    }
+
+    fn signal(&self, path: &str, pid: u32, signal: i32) -> Result<()> {
+        Cgroups::signal(&self.files, path, pid, signal)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_holder_ends_when_it_is_dropped() {
+        // Reads its input to the end, as the real one.
+        let child = Command::new("cat").stdin(Stdio::piped()).spawn().unwrap();
+        let proc = PathBuf::from(format!("/proc/{}", child.id()));
+        assert!(proc.exists());
+        drop(Holder(child));
+        assert!(!proc.exists());
+    }
+}
