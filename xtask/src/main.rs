@@ -7,6 +7,7 @@
 
 mod conformance;
 mod deny;
+mod machine;
 mod proto;
 mod setup;
 mod test;
@@ -26,6 +27,11 @@ Commands:
       [--keep]            leave the logs there
       [--endpoint SOCKET --certs-dir DIR]
                           run it on another runtime, which reads its registry hosts from DIR
+  machine [filter]  run the system tests and the validation suite in a virtual machine
+      [--suite system|critest]  only one of them
+      [--subset ci]             what is run for every change
+      [--release NAME]          the Debian in it: trixie (default) or bookworm
+      [--shell]                 a shell there instead
   tidy              rules of the code that the compiler does not know
   deny              licences, sources and bans of dependencies
   proto [--check]   generate the CRI bindings from proto/ (--check: only see whether they are current)
@@ -39,6 +45,14 @@ fn main() -> ExitCode {
         ["conformance", options @ ..] if conformance::Options::parse(options).is_some() => {
             let options = conformance::Options::parse(options).unwrap_or_default();
             conformance::run(&root(), &options)
+        }
+        ["machine", "--inside", options @ ..] if machine::Options::parse(options).is_some() => {
+            let options = machine::Options::parse(options).unwrap_or_default();
+            machine::inside(&root(), &options)
+        }
+        ["machine", options @ ..] if machine::Options::parse(options).is_some() => {
+            let options = machine::Options::parse(options).unwrap_or_default();
+            machine::run(&root(), &options)
         }
         ["tidy"] => tidy::run(&root()),
         ["deny"] => deny::run(&root()),

@@ -21,9 +21,26 @@ const PACKAGES: &[(&str, &str)] = &[
     ("/usr/bin/umoci", "umoci"),
 ];
 
+/// The names of the packages that tests use.
+pub(crate) fn packages_of_tests() -> impl Iterator<Item = &'static str> {
+    PACKAGES.iter().map(|(_, package)| *package)
+}
+
+/// Installs those of `tools` that are missing; an error if one is still missing then.
+pub(crate) fn need(tools: &[(&str, &str)]) -> Result<()> {
+    match install_missing(tools).first() {
+        Some(problem) => bail!("not installed: {problem}"),
+        None => Ok(()),
+    }
+}
+
 /// Installs the packages that are missing; returns what is still missing and why.
 pub(crate) fn packages() -> Vec<String> {
-    let missing: Vec<_> = PACKAGES
+    install_missing(PACKAGES)
+}
+
+fn install_missing(tools: &[(&str, &str)]) -> Vec<String> {
+    let missing: Vec<_> = tools
         .iter()
         .filter(|(path, _)| !Path::new(path).exists())
         .collect();

@@ -14,9 +14,9 @@ use crate::setup;
 
 /// What the test programs said.
 #[derive(Default)]
-struct Tally {
+pub(crate) struct Tally {
     passed: usize,
-    failed: usize,
+    pub(crate) failed: usize,
     skipped: BTreeMap<String, usize>,
 }
 
@@ -26,15 +26,43 @@ impl Tally {
     }
 
     /// Takes in one line of a test program's output.
-    fn take(&mut self, line: &str) {
+    pub(crate) fn take(&mut self, line: &str) {
         if let Some(reason) = line.trim_start().strip_prefix("skipped: ") {
             *self.skipped.entry(reason.to_owned()).or_default() += 1;
             self.passed = self.passed.saturating_sub(1);
+        } else if let Some(reason) = line.strip_prefix("not run: ") {
+            // The system tests tell it before they run, and do not count it as passed.
+            *self.skipped.entry(without_case(reason)).or_default() += 1;
         } else if let Some(counts) = line.strip_prefix("test result: ") {
             self.passed += number_before(counts, " passed");
             self.failed += number_before(counts, " failed");
         }
     }
+
+    /// Prints what was skipped and why, and the counts.
+    pub(crate) fn print(&self) {
+        println!("\nskipped:");
+        for (reason, count) in &self.skipped {
+            println!("  {count} x {reason}");
+        }
+        if self.skipped.is_empty() {
+            println!("  nothing");
+        }
+        println!(
+            "\n{} passed, {} failed, {} skipped",
+            self.passed,
+            self.failed,
+            self.skipped()
+        );
+    }
+}
+
+/// A reason without the name of the case that follows it in parentheses.
+fn without_case(reason: &str) -> String {
+    reason
+        .rsplit_once(" (")
+        .map_or(reason, |(reason, _)| reason)
+        .to_owned()
 }
 
 fn number_before(text: &str, word: &str) -> usize {
@@ -76,19 +104,7 @@ pub(crate) fn run(root: &Path, filter: &[&str]) -> Result<()> {
     }
     let status = child.wait().context("cannot wait for cargo")?;
 
-    println!("\nskipped:");
-    for (reason, count) in &tally.skipped {
-        println!("  {count} x {reason}");
-    }
-    if tally.skipped.is_empty() {
-        println!("  nothing");
-    }
-    println!(
-        "\n{} passed, {} failed, {} skipped",
-        tally.passed,
-        tally.failed,
-        tally.skipped()
-    );
+    tally.print();
     if !status.success() || tally.failed > 0 {
         bail!("some tests failed");
     }
@@ -106,5 +122,9 @@ mod tests {
         tally.take("skipped: needs root");
         tally.take("test result: FAILED. 1 passed; 2 failed; 0 ignored");
         assert_eq!((tally.passed, tally.failed, tally.skipped()), (3, 2, 1));
+        tally.take("not run: needs /bin/x (Debian package x) (a_case)");
+        tally.take("not run: needs /bin/x (Debian package x) (another)");
+        assert_eq!((tally.passed, tally.skipped()), (3, 3));
+        assert_eq!(tally.skipped["needs /bin/x (Debian package x)"], 2);
     }
 }
