@@ -7,8 +7,7 @@ use kelson_pod::{Event, EventKind, Received};
 use tonic::Status;
 use tonic::codegen::BoxStream;
 
-use super::container_status::status as container_status;
-use super::sandbox_status::status as pod_status;
+use super::sandbox_status::{containers, status as pod_status};
 use crate::Server;
 
 impl Server {
@@ -54,11 +53,6 @@ fn response(event: &Event) -> v1::ContainerEventResponse {
         container_event_type: kind.into(),
         created_at: event.at,
         pod_sandbox_status: Some(pod_status(&event.status)),
-        containers_statuses: event
-            .status
-            .containers
-            .iter()
-            .map(|one| container_status(one))
-            .collect(),
+        containers_statuses: containers(&event.status),
     }
 }

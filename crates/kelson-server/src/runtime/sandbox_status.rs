@@ -23,11 +23,7 @@ impl Server {
             } else {
                 Default::default()
             },
-            containers_statuses: pod
-                .containers
-                .iter()
-                .map(|one| container_status(one))
-                .collect(),
+            containers_statuses: containers(&pod),
             timestamp: super::usage::now(),
         })
     }
@@ -54,6 +50,17 @@ pub(super) fn status(pod: &Pod) -> v1::PodSandboxStatus {
         annotations: to_map(&pod.config.annotations),
         runtime_handler: pod.config.runtime_handler.clone(),
     }
+}
+
+/// The statuses of the pod's containers, the newest first: a kubelet that listens to events takes the
+/// first one of a name for the current one.
+pub(super) fn containers(pod: &Pod) -> Vec<v1::ContainerStatus> {
+    let mut containers: Vec<_> = pod.containers.iter().collect();
+    containers.sort_by_key(|container| std::cmp::Reverse(container.created_at));
+    containers
+        .into_iter()
+        .map(|one| container_status(one))
+        .collect()
 }
 
 fn details(pod: &Pod) -> serde_json::Value {

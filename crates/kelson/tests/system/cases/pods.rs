@@ -26,6 +26,9 @@ pub(super) fn cases() -> Vec<Case> {
         on_node("pods::dns_hosts_and_hostname", |node| Box::pin(dns(node))),
         on_node("pods::sysctls", |node| Box::pin(sysctls(node))),
         on_node("pods::events_come_in_order", |node| Box::pin(events(node))),
+        on_node("pods::the_newest_container_is_told_first", |node| {
+            Box::pin(newest_first(node))
+        }),
         on_node("pods::version_status_and_config", |node| {
             Box::pin(about(node))
         }),
@@ -330,6 +333,37 @@ async fn events(node: &mut Node) -> Outcome {
             kinds == [Created, Started, Stopped, Deleted],
             "{id}: {kinds:?}"
         );
+    }
+    Ok(())
+}
+
+/// The kubelet takes the first container of a name for the current one.
+async fn newest_first(node: &mut Node) -> Outcome {
+    let image = node.busybox().await?;
+    let config = pod(&node.logs());
+    let pod = node.run_pod(&config).await?;
+    let mut made = Vec::new();
+    for attempt in 0..3 {
+        let mut again = shell("main", &image, "sleep 1000");
+        again.metadata.get_or_insert_default().attempt = attempt;
+        made.insert(0, node.create(&pod, &config, again).await?);
+    }
+    for restarted in [false, true] {
+        if restarted {
+            node.kill().await?;
+            node.restart().await?;
+        }
+        let request = v1::PodSandboxStatusRequest {
+            pod_sandbox_id: pod.clone(),
+            verbose: false,
+        };
+        let answer = node.client.pod_sandbox_status(request).await?;
+        let told: Vec<_> = answer
+            .containers_statuses
+            .into_iter()
+            .map(|status| status.id)
+            .collect();
+        ensure!(told == made, "told {told:?}, made {made:?}");
     }
     Ok(())
 }
