@@ -7,7 +7,10 @@
 
 mod conformance;
 mod deny;
+mod kubelet;
 mod machine;
+mod mirror;
+mod node;
 mod proto;
 mod setup;
 mod test;
@@ -27,6 +30,9 @@ Commands:
       [--keep]            leave the logs there
       [--endpoint SOCKET --certs-dir DIR]
                           run it on another runtime, which reads its registry hosts from DIR
+  kubelet           run static pods by a real kubelet on a private daemon
+      [--program PATH]    the daemon's program (else it is built now)
+      [--keep]            leave the logs there
   machine [filter]  run the system tests and the validation suite in a virtual machine
       [--suite system|critest]  only one of them
       [--subset ci]             what is run for every change
@@ -45,6 +51,10 @@ fn main() -> ExitCode {
         ["conformance", options @ ..] if conformance::Options::parse(options).is_some() => {
             let options = conformance::Options::parse(options).unwrap_or_default();
             conformance::run(&root(), &options)
+        }
+        ["kubelet", options @ ..] if kubelet::Options::parse(options).is_some() => {
+            let options = kubelet::Options::parse(options).unwrap_or_default();
+            kubelet::run(&root(), &options)
         }
         ["machine", "--inside", options @ ..] if machine::Options::parse(options).is_some() => {
             let options = machine::Options::parse(options).unwrap_or_default();

@@ -13,6 +13,8 @@ const PACKAGES: &[(&str, &str)] = &[
     ("/bin/busybox", "busybox-static"),
     ("/usr/bin/docker-registry", "docker-registry"),
     ("/usr/lib/cni/bridge", "containernetworking-plugins"),
+    ("/usr/bin/curl", "curl"),
+    ("/usr/bin/openssl", "openssl"),
     ("/usr/sbin/nft", "nftables"),
     ("/sbin/ip", "iproute2"),
     ("/usr/bin/ipcs", "util-linux"),
@@ -86,16 +88,26 @@ fn install(names: &[&str]) -> Result<()> {
 
 /// Builds crictl from its Go module into `target/tools`; the error says why it could not be.
 pub(crate) fn crictl(root: &Path) -> Result<PathBuf> {
-    go_program(root, "crictl", &["build", "-trimpath"])
+    let package = "sigs.k8s.io/cri-tools/cmd/crictl";
+    go_program(root, "tests/tools", package, &["build", "-trimpath"])
 }
 
 /// As [`crictl`], the validation suite critest, which is a test program.
 pub(crate) fn critest(root: &Path) -> Result<PathBuf> {
-    go_program(root, "critest", &["test", "-c", "-trimpath"])
+    let package = "sigs.k8s.io/cri-tools/cmd/critest";
+    go_program(root, "tests/tools", package, &["test", "-c", "-trimpath"])
 }
 
-fn go_program(root: &Path, name: &str, how: &[&str]) -> Result<PathBuf> {
-    let module = root.join("tests/tools");
+/// As [`crictl`], the kubelet, which has a Go module of its own here.
+pub(crate) fn kubelet(root: &Path) -> Result<PathBuf> {
+    let how = ["build", "-trimpath", "-ldflags=-s -w"];
+    go_program(root, "tests/kubelet", "k8s.io/kubernetes/cmd/kubelet", &how)
+}
+
+/// Builds `package`, whose last part is the program's name, as the module in `folder` pins it.
+fn go_program(root: &Path, folder: &str, package: &str, how: &[&str]) -> Result<PathBuf> {
+    let name = package.rsplit('/').next().unwrap_or(package);
+    let module = root.join(folder);
     let wanted = root.join("target/tools").join(name);
     if is_newer(&wanted, &module.join("go.sum")) {
         return Ok(wanted);
@@ -107,7 +119,7 @@ fn go_program(root: &Path, name: &str, how: &[&str]) -> Result<PathBuf> {
         .args(how)
         .arg("-o")
         .arg(&wanted)
-        .arg(format!("sigs.k8s.io/cri-tools/cmd/{name}"))
+        .arg(package)
         .output()
         .context("cannot run go; install Go 1.21 or newer")?;
     if !output.status.success() {
@@ -141,6 +153,16 @@ pub(crate) fn busybox(root: &Path) -> Result<PathBuf> {
         bail!("cannot get Debian's busybox package: {}", text.trim());
     }
     Ok(wanted)
+}
+
+/// The daemon's program: the one named, or the one built now.
+pub(crate) fn program(root: &Path, named: Option<&Path>) -> Result<PathBuf> {
+    match named {
+        Some(program) => program
+            .canonicalize()
+            .with_context(|| format!("no {}", program.display())),
+        None => kelson(root),
+    }
 }
 
 /// Builds the program, as `cargo test` does.

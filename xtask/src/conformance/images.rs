@@ -126,7 +126,7 @@ pub(crate) fn registry(busybox: &Path) -> Result<(Registry, Digest)> {
 }
 
 /// Busybox, the programs that the suite needs beside it, users and groups.
-fn base(busybox: &Path) -> Result<ImageBuilder> {
+pub(crate) fn base(busybox: &Path) -> Result<ImageBuilder> {
     let listed = Command::new(busybox)
         .arg("--list")
         .output()

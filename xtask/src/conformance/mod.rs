@@ -4,22 +4,22 @@
 //! Nothing is pulled from a network: the suite's images are made here and served on loopback under
 //! their real names, as a mirror of every registry.
 
-mod images;
-mod node;
+pub(crate) mod images;
 mod report;
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
-use kelson_image::serve;
-use tokio::net::TcpListener;
 
+use crate::mirror::Mirror;
+use crate::node::Node;
 use crate::setup;
-use node::Node;
 use report::{Excluded, Report};
+
+/// A range for tests (RFC 2544) that no pod network of a real node has.
+const SUBNET: &str = "198.19.0.0/16";
 
 /// What the image that the suite pulls by digest is called in the suite.
 const PUBLISHED_DIGEST: &str = "9700f9a2f5bf2c45f2f605a0bd3bce7cf37420ec9d3ed50ac2758413308766bf";
@@ -78,23 +78,20 @@ pub(crate) fn run(root: &Path, options: &Options) -> Result<()> {
         .context("cannot make a directory for the run")?;
     let runtime = tokio::runtime::Runtime::new().context("cannot start the registry")?;
     let (content, digest) = images::registry(&setup::busybox(root)?)?;
-    let listener = runtime
-        .block_on(TcpListener::bind("127.0.0.1:0"))
-        .context("cannot listen on loopback")?;
-    let registry = listener
-        .local_addr()
-        .context("the registry has no address")?;
-    runtime.spawn(serve::serve(listener, Arc::new(content)));
     let suite = with_digest(&suite, &digest.hex(), dir.path())?;
 
     let certs_dir = options
         .certs_dir
         .clone()
         .unwrap_or_else(|| dir.path().join("certs.d"));
-    let _mirror = Mirror::set(&certs_dir, &format!("http://{registry}"))?;
+    let _mirror = Mirror::serve(&runtime, content, &certs_dir)?;
     let node = match &options.endpoint {
         Some(_) => None,
-        None => Some(Node::start(&program(root, options)?, dir.path())?),
+        None => {
+            let name = format!("kconf{}", std::process::id() % 1_000_000);
+            let program = setup::program(root, options.program.as_deref())?;
+            Some(Node::start(&program, dir.path(), name, SUBNET)?)
+        }
     };
     let endpoint = options
         .endpoint
@@ -160,16 +157,6 @@ fn specs(suite: &Path, endpoint: &str, options: &Options, dir: &Path) -> Result<
     })
 }
 
-/// The daemon's program: the one named, or the optimised one built now.
-fn program(root: &Path, options: &Options) -> Result<PathBuf> {
-    if let Some(program) = &options.program {
-        return program
-            .canonicalize()
-            .with_context(|| format!("no {}", program.display()));
-    }
-    setup::kelson(root)
-}
-
 /// A copy of the suite that expects `digest` of the image that it pulls by digest: the published one
 /// is of an image that cannot be made here.
 fn with_digest(suite: &Path, digest: &str, dir: &Path) -> Result<PathBuf> {
@@ -191,32 +178,6 @@ fn with_digest(suite: &Path, digest: &str, dir: &Path) -> Result<PathBuf> {
     let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
     std::fs::set_permissions(&copy, mode).context("cannot make the suite executable")?;
     Ok(copy)
-}
-
-/// A file that makes one registry the mirror of all; gone when dropped.
-struct Mirror(PathBuf);
-
-impl Mirror {
-    fn set(certs_dir: &Path, url: &str) -> Result<Self> {
-        let folder = certs_dir.join("_default");
-        let file = folder.join("hosts.toml");
-        if file.exists() {
-            bail!("{} exists; this command would replace it", file.display());
-        }
-        std::fs::create_dir_all(&folder)
-            .with_context(|| format!("cannot make {}", folder.display()))?;
-        let text = format!("[host.\"{url}\"]\ncapabilities = [\"pull\", \"resolve\"]\n");
-        std::fs::write(&file, text).with_context(|| format!("cannot write {}", file.display()))?;
-        Ok(Self(file))
-    }
-}
-
-impl Drop for Mirror {
-    fn drop(&mut self) {
-        // With the directory of the run it is gone already.
-        let _ = std::fs::remove_file(&self.0);
-        let _ = self.0.parent().map(std::fs::remove_dir);
-    }
 }
 
 #[cfg(test)]

@@ -1,17 +1,16 @@
-//! A private daemon for the run: its configuration, its process, and its end.
+//! A private daemon for a run: its configuration, its process, and its end.
 
 use std::fs::File;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use rustix::process::{Pid, Signal, kill_process};
 
 /// How long the daemon may take to come up, and to end.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// A range for tests (RFC 2544) that no pod network of a real node has.
-const SUBNET: &str = "198.19.0.0/16";
-
 /// A daemon with its own directories, cgroup and bridge, all of one name.
 pub(crate) struct Node {
     name: String,
@@ -21,33 +20,36 @@ pub(crate) struct Node {
 }
 
 impl Node {
-    /// Starts `program` below `dir`, where `certs.d` says which registries there are.
-    pub(crate) fn start(program: &Path, dir: &Path) -> Result<Self> {
-        let name = format!("kconf{}", std::process::id() % 1_000_000);
-        let config = dir.join("config.toml");
-        std::fs::write(&config, configuration(dir, &name))
+    /// Starts `program` below `dir`, where `certs.d` says which registries there are. `subnet` is what
+    /// pods get; the ranges for tests (RFC 2544) are no real node's.
+    pub(crate) fn start(program: &Path, dir: &Path, name: String, subnet: &str) -> Result<Self> {
+        std::fs::write(dir.join("config.toml"), configuration(dir, &name, subnet))
             .context("cannot configure the daemon")?;
-        let log = File::create(dir.join("daemon.log")).context("cannot make the daemon's log")?;
-        let daemon = Command::new(program)
-            .args(["serve", "--config"])
-            .arg(&config)
-            .env(
-                "KELSON_LOG",
-                "debug,h2=info,hyper=info,tonic=info,tower=info",
-            )
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(log)
-            .spawn()
-            .with_context(|| format!("cannot start {}", program.display()))?;
         let mut node = Self {
+            daemon: spawn(program, dir)?,
             name,
             dir: dir.to_owned(),
             program: program.to_owned(),
-            daemon,
         };
         node.wait_until_ready()?;
         Ok(node)
+    }
+
+    /// What its cgroup, its bridge and its nftables table are called.
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Ends the daemon, by `signal`, and starts it again; pods stay.
+    pub(crate) fn restart(&mut self, signal: Signal) -> Result<()> {
+        self.end_daemon(signal)?;
+        self.start_daemon()
+    }
+
+    /// Starts the daemon after [`Self::end_daemon`].
+    pub(crate) fn start_daemon(&mut self) -> Result<()> {
+        self.daemon = spawn(&self.program, &self.dir)?;
+        self.wait_until_ready()
     }
 
     /// Where it serves the CRI.
@@ -69,12 +71,12 @@ impl Node {
         Ok(())
     }
 
-    fn log(&self) -> String {
+    pub(crate) fn log(&self) -> String {
         std::fs::read_to_string(self.dir.join("daemon.log")).unwrap_or_default()
     }
 
     /// Runs a client command; its output.
-    fn client(&self, arguments: &[&str]) -> Result<String> {
+    pub(crate) fn client(&self, arguments: &[&str]) -> Result<String> {
         let output = Command::new(&self.program)
             .args(["--runtime-endpoint", &self.endpoint()])
             .args(arguments)
@@ -89,19 +91,28 @@ impl Node {
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
 
-    /// Removes the pods that failed specs have left, and ends the daemon; how many pods there were.
+    /// Removes the pods that are left, and ends the daemon; how many pods there were.
     pub(crate) fn end(mut self) -> Result<usize> {
+        let pods = self.remove_pods()?;
+        self.end_daemon(Signal::TERM)?;
+        Ok(pods)
+    }
+
+    /// Removes all pods; how many there were.
+    pub(crate) fn remove_pods(&self) -> Result<usize> {
         let listed = self.client(&["pods", "--quiet"])?;
         let pods: Vec<&str> = listed.split_whitespace().collect();
         if !pods.is_empty() {
             self.client(&[&["rm", "--force"], pods.as_slice()].concat())?;
         }
-        let pid = i32::try_from(self.daemon.id())
-            .ok()
-            .and_then(rustix::process::Pid::from_raw);
+        Ok(pods.len())
+    }
+
+    /// Ends the daemon and waits for it.
+    pub(crate) fn end_daemon(&mut self, signal: Signal) -> Result<()> {
+        let pid = i32::try_from(self.daemon.id()).ok().and_then(Pid::from_raw);
         let pid = pid.context("the daemon has no pid")?;
-        rustix::process::kill_process(pid, rustix::process::Signal::TERM)
-            .context("cannot end the daemon")?;
+        kill_process(pid, signal).context("cannot end the daemon")?;
         let begin = Instant::now();
         while self
             .daemon
@@ -114,7 +125,7 @@ impl Node {
             }
             std::thread::sleep(Duration::from_millis(20));
         }
-        Ok(pods.len())
+        Ok(())
     }
 }
 
@@ -140,14 +151,37 @@ impl Drop for Node {
     }
 }
 
-fn configuration(dir: &Path, name: &str) -> String {
+/// Starts the daemon; its log goes on where an earlier one's ended.
+fn spawn(program: &Path, dir: &Path) -> Result<Child> {
+    let log = File::options()
+        .create(true)
+        .append(true)
+        .open(dir.join("daemon.log"))
+        .context("cannot make the daemon's log")?;
+    Command::new(program)
+        .args(["serve", "--config"])
+        .arg(dir.join("config.toml"))
+        .env(
+            "KELSON_LOG",
+            "debug,h2=info,hyper=info,tonic=info,tower=info",
+        )
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(log)
+        // A signal to this command's group is not for it: it is needed to clean up.
+        .process_group(0)
+        .spawn()
+        .with_context(|| format!("cannot start {}", program.display()))
+}
+
+fn configuration(dir: &Path, name: &str, subnet: &str) -> String {
     let dir = dir.display();
     format!(
         "[daemon]\nroot = \"{dir}/root\"\nstate = \"{dir}/run\"\n\
          [cri]\nsocket = \"{dir}/run/kelson.sock\"\n\
          [cgroup]\nprefix = \"/{name}\"\n\
          [network]\nconf_dir = \"{dir}/net.d\"\nipam_dir = \"{dir}/ipam\"\nfallback = \"bridge\"\n\
-         fallback_bridge = \"{name}\"\nfallback_subnet = \"{SUBNET}\"\nnft_table = \"{name}\"\n\
+         fallback_bridge = \"{name}\"\nfallback_subnet = \"{subnet}\"\nnft_table = \"{name}\"\n\
          [image]\ncerts_dir = \"{dir}/certs.d\"\nsync = false\n"
     )
 }
