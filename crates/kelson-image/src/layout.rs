@@ -135,6 +135,16 @@ impl ImageBuilder {
         self.set("WorkingDir", json!(path))
     }
 
+    /// Sets `Volumes`.
+    #[must_use]
+    pub fn volumes(self, paths: &[&str]) -> Self {
+        let volumes: serde_json::Map<_, _> = paths
+            .iter()
+            .map(|path| ((*path).to_owned(), json!({})))
+            .collect();
+        self.set("Volumes", volumes.into())
+    }
+
     fn set(mut self, key: &str, value: Value) -> Self {
         self.config[key] = value;
         self

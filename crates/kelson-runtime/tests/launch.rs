@@ -341,6 +341,54 @@ fn an_overlay_of_sixty_layers_is_mounted_for_the_container_alone() {
 }
 
 #[test]
+fn layers_and_parts_of_them_are_mounted_read_only() {
+    // A long path is what only the old way of mounting takes, which has to do the same.
+    alone(|| {
+        for name in ["short".to_owned(), "l".repeat(250)] {
+            let mut world = World::new(
+                "cat /all/a /all/b /part/deep /one; ls /all; touch /all/x 2>&1 || echo refused",
+            );
+            let (top, bottom) = (world.dir.path().join(&name), world.dir.path().join("b"));
+            fs::create_dir_all(top.join("dir")).unwrap();
+            fs::create_dir(&bottom).unwrap();
+            fs::write(top.join("a"), "top\n").unwrap();
+            fs::write(top.join("dir/deep"), "deep\n").unwrap();
+            fs::write(bottom.join("a"), "hidden\n").unwrap();
+            fs::write(bottom.join("b"), "bottom\n").unwrap();
+            symlink("/../../dir", top.join("link")).unwrap();
+            let (top, bottom) = (top.display(), bottom.display());
+            for (destination, subdir) in
+                [("/all", None), ("/part", Some("link")), ("/one", Some("a"))]
+            {
+                let mut options = vec![
+                    "ro".to_owned(),
+                    format!("lowerdir+={top}"),
+                    format!("lowerdir+={bottom}"),
+                ];
+                options.extend(subdir.map(|path| format!("X-mount.subdir={path}")));
+                let mount = json!({"destination": destination, "type": "overlay",
+                    "source": "overlay", "options": options});
+                add_mount(&mut world, mount);
+            }
+            let out = output(&world);
+            let expected = "top\nbottom\ndeep\ntop\na\nb\ndir\nlink\n";
+            assert!(
+                out.starts_with(expected) && out.ends_with("refused\n"),
+                "{out}"
+            );
+            let host = fs::read_to_string("/proc/self/mountinfo").unwrap();
+            assert!(!host.contains(world.dir.path().to_str().unwrap()), "{host}");
+            world.spec["mounts"].as_array_mut().unwrap().pop();
+            let mount = json!({"destination": "/one", "type": "overlay", "source": "overlay",
+                "options": ["ro", format!("lowerdir+={top}"), format!("lowerdir+={bottom}"),
+                    "X-mount.subdir=none"]});
+            add_mount(&mut world, mount);
+            assert!(world.fail().to_string().contains("none"));
+        }
+    });
+}
+
+#[test]
 fn capabilities_are_those_of_the_specification() {
     alone(|| {
         let mut world = World::new("grep Cap /proc/self/status");

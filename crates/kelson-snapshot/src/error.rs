@@ -139,6 +139,15 @@ pub enum SnapshotError {
         /// The number.
         limit: u64,
     },
+    /// What the image declares as a volume is no directory in it, or cannot be reached.
+    #[error("volume {volume:?} of the image is no directory in it")]
+    Volume {
+        /// The path.
+        volume: String,
+        /// Why.
+        #[source]
+        source: kelson_sys::root::RootError,
+    },
     /// The file system has no space.
     #[error("no space left on the file system of {path}; free some, or remove unused images")]
     DiskFull {

@@ -58,6 +58,16 @@ pub struct Rootfs {
     pub work: PathBuf,
 }
 
+/// What a container has beside its root.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Extras<'a> {
+    /// Chains of other images whose trees the container mounts: they stay as long as it does.
+    pub chains: &'a [ChainId],
+    /// Directories of the container's image that it gets writable copies of, as paths in the image: the
+    /// n-th copy is [`Snapshotter::volume`] n.
+    pub volumes: &'a [String],
+}
+
 /// Keeps a layer and all below it from being removed while it lives. It does not outlive the
 /// process: what must, is a container made by [`Snapshotter::prepare`].
 pub struct Hold(#[expect(dead_code, reason = "only its drop matters")] Box<dyn Any + Send + Sync>);
@@ -105,7 +115,32 @@ pub trait Snapshotter: Send + Sync {
     /// # Errors
     /// [`SnapshotError::ContainerExists`], [`SnapshotError::UnknownLayer`],
     /// [`SnapshotError::ContainerName`] for a name that is not a plain one, or the disk failed.
-    fn prepare(&self, container: &str, chain: &[ChainId]) -> Result<Rootfs, SnapshotError>;
+    fn prepare(&self, container: &str, chain: &[ChainId]) -> Result<Rootfs, SnapshotError> {
+        self.prepare_with(container, chain, Extras::default())
+    }
+
+    /// As [`prepare`](Self::prepare), with more than a root. A directory that the image does not have is
+    /// made empty with mode 0755.
+    ///
+    /// # Errors
+    /// Those of [`prepare`](Self::prepare); a volume that is something else than a directory in the
+    /// image, or larger than the limit of an image's layer.
+    fn prepare_with(
+        &self,
+        container: &str,
+        chain: &[ChainId],
+        extras: Extras<'_>,
+    ) -> Result<Rootfs, SnapshotError>;
+
+    /// Where the n-th volume of a container is or will be; it goes with the container.
+    fn volume(&self, container: &str, n: usize) -> PathBuf;
+
+    /// The read-only directories of a chain as overlayfs wants them without a writable one: the top
+    /// first, and two at least.
+    ///
+    /// # Errors
+    /// [`SnapshotError::UnknownLayer`].
+    fn tree(&self, chain: &[ChainId]) -> Result<Vec<PathBuf>, SnapshotError>;
 
     /// The directories of a container that was prepared earlier, also before a restart.
     ///

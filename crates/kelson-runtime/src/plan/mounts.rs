@@ -42,6 +42,14 @@ pub(crate) enum MountKind {
         /// Its own options.
         options: Vec<String>,
     },
+    /// The merged tree of directories of the host that are not written to: an overlay whose options are
+    /// `lowerdir+=` only, as the kernel takes them since 6.5; older ones get it in their form.
+    Layers {
+        /// The directories, the topmost first.
+        lower: Vec<PathBuf>,
+        /// What of the tree is mounted, as mount(8) knows it by `X-mount.subdir`: a file or directory.
+        subdir: Option<PathBuf>,
+    },
     /// The container's view of its cgroups.
     Cgroup,
 }
@@ -110,6 +118,9 @@ impl MountPlan {
             MountKind::Cgroup
         } else if kind.is_empty() {
             return Err(spec_error("type", "it is missing"));
+        } else if kind == "overlay" && options.data.iter().any(|one| one.starts_with(LOWER)) {
+            let data = std::mem::take(&mut options.data);
+            layers(data).map_err(|reason| spec_error("options", &reason))?
         } else {
             let text = |field, text: &str| {
                 CString::new(text).map_err(|_| spec_error(field, "there is a NUL byte in it"))
@@ -137,6 +148,28 @@ impl MountPlan {
             propagation: options.propagation,
         })
     }
+}
+
+/// Option of an overlay that adds a lower directory.
+const LOWER: &str = "lowerdir+=";
+/// Option that names what of the file system is mounted.
+const SUBDIR: &str = "X-mount.subdir=";
+
+fn layers(options: Vec<String>) -> Result<MountKind, String> {
+    let (mut lower, mut subdir) = (Vec::new(), None);
+    for option in options {
+        if let Some(path) = option.strip_prefix(LOWER) {
+            lower.push(PathBuf::from(path));
+        } else if let Some(path) = option.strip_prefix(SUBDIR) {
+            subdir = Some(PathBuf::from(path));
+        } else {
+            return Err(format!("{option:?} does not go with {LOWER}"));
+        }
+    }
+    if lower.len() < 2 || lower.iter().any(|path| !path.is_absolute()) {
+        return Err(format!("{LOWER} needs two absolute paths at least"));
+    }
+    Ok(MountKind::Layers { lower, subdir })
 }
 
 /// Filesystems that are empty at first and take a label for all of their files.
@@ -243,6 +276,36 @@ mod tests {
             panic!()
         };
         assert_eq!(options, ["mode=755", "size=65536k"]);
+    }
+
+    #[test]
+    fn layers_and_a_part_of_them() {
+        let overlay = |options: &[&str]| {
+            parse(
+                json!({"destination": "/v", "type": "overlay", "source": "overlay",
+                "options": options}),
+            )
+        };
+        let plan =
+            overlay(&["ro", "lowerdir+=/a", "lowerdir+=/b", "X-mount.subdir=etc/x"]).unwrap();
+        assert_eq!(plan.attributes.set, libc::MOUNT_ATTR_RDONLY);
+        let expected = MountKind::Layers {
+            lower: vec!["/a".into(), "/b".into()],
+            subdir: Some("etc/x".into()),
+        };
+        assert_eq!(plan.kind, expected);
+        for bad in [
+            ["lowerdir+=/a", "ro"].as_slice(),
+            &["lowerdir+=/a", "lowerdir+=b"],
+            &["lowerdir+=/a", "lowerdir+=/b", "upperdir=/c"],
+        ] {
+            assert!(overlay(bad).is_err(), "{bad:?}");
+        }
+        // An overlay in another form is the kernel's to understand.
+        assert!(matches!(
+            overlay(&["lowerdir=/a:/b"]).unwrap().kind,
+            MountKind::Filesystem { .. }
+        ));
     }
 
     #[test]

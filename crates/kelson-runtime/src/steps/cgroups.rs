@@ -12,7 +12,7 @@ use kelson_sys::root::Root;
 use rustix::fs::{CWD, Mode};
 
 use super::mounts::{attach, set_attributes};
-use super::rootfs::explained;
+use super::overlay::explained;
 use super::{Container, Failure, OrFail, label};
 use crate::plan::MountPlan;
 

@@ -18,6 +18,7 @@ mod limits;
 mod masks;
 mod mounts;
 mod namespaces;
+mod overlay;
 mod pivot;
 mod prepare;
 mod rootfs;

@@ -9,11 +9,12 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use kelson_sys::mount::{self, Attributes, Filesystem, Propagation};
+use kelson_sys::process::ns;
 use kelson_sys::root::Root;
 use rustix::fs::{CWD, FileType, Mode};
 use rustix::io::Errno;
 
-use super::rootfs::explained;
+use super::overlay::{self, explained};
 use super::{Container, Failure, OrFail};
 use crate::plan::{MountKind, MountPlan};
 
@@ -30,7 +31,7 @@ pub(super) fn open_sources(container: &mut Container<'_>) -> Result<(), Failure>
                     .or_fail(|| format!("cannot bind {}", source.display()))?;
                 Some(tree)
             }
-            MountKind::Filesystem { .. } | MountKind::Cgroup => None,
+            MountKind::Filesystem { .. } | MountKind::Layers { .. } | MountKind::Cgroup => None,
         };
         container.sources.push(source);
     }
@@ -63,6 +64,11 @@ pub(super) fn mount(container: &mut Container<'_>) -> Result<(), Failure> {
                 },
                 _,
             ) => (new_filesystem(plan, kind, source, options)?, false),
+            (MountKind::Layers { lower, subdir }, _) => {
+                let in_user_ns = container.plan.namespaces.has(ns::USER);
+                let tree = overlay::read_only(lower, subdir.as_deref(), in_user_ns)?;
+                (tree, true)
+            }
             (MountKind::Cgroup, _) => {
                 super::cgroups::mount(container, plan)?;
                 continue;

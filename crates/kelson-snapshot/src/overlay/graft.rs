@@ -165,7 +165,12 @@ impl Graft<'_> {
 }
 
 /// Copies `name`, which is no directory, with all that it carries.
-fn copy(from: &OwnedFd, to: &OwnedFd, name: &[u8], found: &Stat) -> rustix::io::Result<()> {
+pub(super) fn copy(
+    from: &OwnedFd,
+    to: &OwnedFd,
+    name: &[u8],
+    found: &Stat,
+) -> rustix::io::Result<()> {
     match FileType::from_raw_mode(found.st_mode) {
         FileType::RegularFile => {
             let mut from = File::from(open_below(from, name, READ)?);
@@ -189,7 +194,7 @@ fn copy(from: &OwnedFd, to: &OwnedFd, name: &[u8], found: &Stat) -> rustix::io::
 }
 
 /// Gives `to` the extended attributes that layers may have, owner, mode and time of `from`.
-fn resemble(to: impl AsFd, from: impl AsFd) -> rustix::io::Result<()> {
+pub(super) fn resemble(to: impl AsFd, from: impl AsFd) -> rustix::io::Result<()> {
     let mut names = vec![0; XATTR];
     let mut value = vec![0; XATTR];
     let meta = meta(&rustix::fs::fstat(&from)?);

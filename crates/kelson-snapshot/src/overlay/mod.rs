@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! layers/<n>/{fs/, layer.json}            committed layers
-//! containers/<id>/{upper/, work/, chain.json}
+//! containers/<id>/{upper/, work/, volumes/<n>/, chain.json}
 //! staging/<n>/                            unfinished layers and containers
 //! trash/<n>/                              removed, not yet deleted
 //! empty/                                  the lower directory of an image without layers
@@ -22,6 +22,7 @@ mod state;
 pub(crate) mod tests;
 mod usage;
 mod view;
+mod volume;
 
 use std::fs;
 use std::io::{self, Read};
@@ -30,6 +31,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
+use kelson_sys::root::Root;
 use rustix::fs::{FlockOperation, Mode};
 use rustix::io::Errno;
 
@@ -39,8 +41,8 @@ use self::state::{Container, State};
 use crate::error::{at, on};
 use crate::staging::Scratch;
 use crate::{
-    ChainId, Expected, Hold, Limits, Rootfs, SnapshotError, Snapshotter, Staging, UnpackError,
-    Usage, file, tree, unpack,
+    ChainId, Expected, Extras, Hold, Limits, Rootfs, SnapshotError, Snapshotter, Staging,
+    UnpackError, Usage, file, tree, unpack,
 };
 
 /// How an [`Overlayfs`] works.
@@ -84,6 +86,7 @@ const LAYERS_DIR: &str = "layers";
 const CONTAINERS_DIR: &str = "containers";
 const STAGING_DIR: &str = "staging";
 const TRASH_DIR: &str = "trash";
+const VOLUMES_DIR: &str = "volumes";
 const EMPTY_DIR: &str = "empty";
 /// A random number that the kernel chooses at every boot (random(4)).
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
@@ -197,7 +200,13 @@ impl Inner {
     }
 
     /// Makes a container's directories and moves them to their place.
-    fn make_container(&self, id: &str, chain: Option<&ChainId>) -> Result<Rootfs, SnapshotError> {
+    fn make_container(
+        &self,
+        id: &str,
+        record: ContainerRecord,
+        volumes: &[String],
+    ) -> Result<Rootfs, SnapshotError> {
+        let chain = record.chain.as_ref();
         let rootfs = self.rootfs(id, chain)?;
         let scratch = self.scratch()?;
         let dir = scratch.path();
@@ -206,14 +215,14 @@ impl Inner {
             rustix::fs::mkdir(dir.join("work"), Mode::RWXU)?;
             rustix::fs::mkdir(dir.join("upper"), Mode::RWXU)?;
             file::describe(tree::open_dir(&dir.join("upper"))?, &graft::meta(&like))?;
-            records::write(
-                &dir.join("chain.json"),
-                &ContainerRecord {
-                    chain: chain.copied(),
-                },
-            )
+            records::write(&dir.join("chain.json"), &record)
         };
         make().map_err(on("prepare", dir))?;
+        if !volumes.is_empty() {
+            let image = Root::from_fd(self.view(chain)?, "the image");
+            let limit = self.options.limits.entries;
+            volume::make_all(&image, volumes, &dir.join(VOLUMES_DIR), limit)?;
+        }
         let to = self.dir(CONTAINERS_DIR).join(id);
         scratch.keep(&to).map_err(on("move into place", to))?;
         Ok(rootfs)
@@ -296,31 +305,59 @@ impl Snapshotter for Overlayfs {
             .map(|layer| layer.record.usage)
     }
 
-    fn prepare(&self, container: &str, chain: &[ChainId]) -> Result<Rootfs, SnapshotError> {
+    fn prepare_with(
+        &self,
+        container: &str,
+        chain: &[ChainId],
+        extras: Extras<'_>,
+    ) -> Result<Rootfs, SnapshotError> {
         check_name(container)?;
         let chain = chain.last().copied();
+        let mut others = extras.chains.to_vec();
+        others.sort_unstable();
+        others.dedup();
         {
             let mut state = self.0.state();
-            if let Some(chain) = chain.filter(|chain| !state.layers.contains_key(chain)) {
-                return Err(SnapshotError::UnknownLayer(chain));
+            let missing = chain
+                .iter()
+                .chain(&others)
+                .find(|chain| !state.layers.contains_key(*chain));
+            if let Some(chain) = missing {
+                return Err(SnapshotError::UnknownLayer(*chain));
             }
             if state.containers.contains_key(container) {
                 return Err(SnapshotError::ContainerExists(container.into()));
             }
-            // From here on the chain is in use.
-            state
-                .containers
-                .insert(container.into(), Container { chain });
+            // From here on the chains are in use.
+            let used = Container {
+                chain,
+                others: others.clone(),
+            };
+            state.containers.insert(container.into(), used);
         }
-        let made = self.0.make_container(container, chain.as_ref());
+        let record = ContainerRecord { chain, others };
+        let made = self.0.make_container(container, record, extras.volumes);
         if made.is_err() {
             self.0.state().containers.remove(container);
         }
         made
     }
 
+    fn volume(&self, container: &str, n: usize) -> PathBuf {
+        let dir = self.0.dir(CONTAINERS_DIR).join(container);
+        dir.join(VOLUMES_DIR).join(n.to_string())
+    }
+
+    fn tree(&self, chain: &[ChainId]) -> Result<Vec<PathBuf>, SnapshotError> {
+        let mut lower = self.0.lower(chain.last())?;
+        if lower.len() == 1 {
+            lower.push(self.0.dir(EMPTY_DIR));
+        }
+        Ok(lower)
+    }
+
     fn rootfs(&self, container: &str) -> Result<Rootfs, SnapshotError> {
-        let known = self.0.state().containers.get(container).copied();
+        let known = self.0.state().containers.get(container).cloned();
         let known = known.ok_or_else(|| SnapshotError::UnknownContainer(container.into()))?;
         self.0.rootfs(container, known.chain.as_ref())
     }

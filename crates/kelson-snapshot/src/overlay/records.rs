@@ -35,6 +35,9 @@ pub(super) struct LayerRecord {
 pub(super) struct ContainerRecord {
     /// The layer on top, `None` for an image without layers.
     pub(super) chain: Option<ChainId>,
+    /// Layers on top of other images that it mounts.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(super) others: Vec<ChainId>,
 }
 
 #[derive(Serialize)]

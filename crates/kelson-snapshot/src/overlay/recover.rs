@@ -37,8 +37,8 @@ impl Inner {
         for id in list(&self.dir(CONTAINERS_DIR))? {
             let dir = self.dir(CONTAINERS_DIR).join(&id);
             match records::read::<ContainerRecord>(&dir.join("chain.json")) {
-                Found::Record(ContainerRecord { chain }) => {
-                    state.containers.insert(id, Container { chain });
+                Found::Record(ContainerRecord { chain, others }) => {
+                    state.containers.insert(id, Container { chain, others });
                 }
                 Found::Unknown(version) => {
                     tracing::warn!(

@@ -15,9 +15,11 @@ pub(super) struct Layer {
 }
 
 /// A prepared container.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(super) struct Container {
     pub(super) chain: Option<ChainId>,
+    /// Layers on top of other images that it mounts.
+    pub(super) others: Vec<ChainId>,
 }
 
 #[derive(Debug, Default)]
@@ -60,7 +62,7 @@ impl State {
         let container = self
             .containers
             .iter()
-            .find(|(_, used)| used.chain == Some(*chain));
+            .find(|(_, used)| used.chain == Some(*chain) || used.others.contains(chain));
         if let Some((container, _)) = container {
             return Some(format!("container {container}"));
         }

@@ -14,7 +14,8 @@ use tempfile::TempDir;
 use super::{Options, Overlayfs, view};
 use crate::testing::{Header, Tar, expected, gzip, is_root, listing};
 use crate::{
-    ChainId, Digest, Limits, Rootfs, SnapshotError, Snapshotter as _, Staging, UnpackError, Usage,
+    ChainId, Digest, Extras, Limits, Rootfs, SnapshotError, Snapshotter as _, Staging, UnpackError,
+    Usage,
 };
 
 /// A detached tmpfs of `bytes`.
@@ -378,6 +379,93 @@ fn nothing_half_made_stays() {
     assert_eq!(entries(dir.path().join("staging")), 0);
     assert!(layers.layers().is_empty());
     assert_eq!(layers.disk_usage(), Usage::default());
+}
+
+#[test]
+fn images_that_a_container_mounts_stay_as_long_as_it() {
+    let dir = TempDir::new().unwrap();
+    let layers = open(dir.path());
+    let own = image(&layers, vec![Tar::new().file("a", b"1")]);
+    let other = image(&layers, vec![Tar::new().file("b", b"2")]);
+    let extras = Extras {
+        chains: &other,
+        volumes: &[],
+    };
+    layers.prepare_with("c", &own, extras).unwrap();
+    let in_use = |layers: &Overlayfs| {
+        matches!(
+            layers.remove_layer(&other[0]),
+            Err(SnapshotError::InUse { .. })
+        )
+    };
+    assert!(in_use(&layers));
+    assert_eq!(layers.tree(&other).unwrap().len(), 2);
+    drop(layers);
+    let layers = open(dir.path());
+    assert!(in_use(&layers));
+    layers.remove("c").unwrap();
+    layers.remove_layer(&other[0]).unwrap();
+    let missing = layers.prepare_with("d", &own, extras);
+    assert!(matches!(missing, Err(SnapshotError::UnknownLayer(_))));
+    assert!(layers.containers().is_empty());
+}
+
+#[test]
+fn volumes_are_copies_that_go_with_their_container() {
+    if !is_root() {
+        return;
+    }
+    let dir = TempDir::new().unwrap();
+    let layers = open(dir.path());
+    let chain = image(
+        &layers,
+        vec![
+            Tar::new().file("data/old", b"old").file("data/sub/f", b"f"),
+            Tar::new()
+                .file("data/old", b"new")
+                .file("plain", b"p")
+                .file("data/.wh.none", b""),
+        ],
+    );
+    let names = |volumes: &[&str]| -> Vec<String> {
+        volumes.iter().map(|name| (*name).to_owned()).collect()
+    };
+    fn extras(volumes: &[String]) -> Extras<'_> {
+        Extras {
+            chains: &[],
+            volumes,
+        }
+    }
+    let wanted = names(&["/data", "/not/there"]);
+    layers.prepare_with("c", &chain, extras(&wanted)).unwrap();
+    let first = layers.volume("c", 0);
+    assert_eq!(fs::read_to_string(first.join("old")).unwrap(), "new");
+    assert_eq!(fs::read_to_string(first.join("sub/f")).unwrap(), "f");
+    assert!(!first.join(".wh.none").exists());
+    let second = fs::metadata(layers.volume("c", 1)).unwrap();
+    assert!(second.is_dir() && second.mode() & 0o777 == 0o755);
+    for bad in ["/plain", "/plain/below"] {
+        let wanted = names(&[bad]);
+        let made = layers.prepare_with("d", &chain, extras(&wanted));
+        assert!(matches!(made, Err(SnapshotError::Volume { .. })), "{bad}");
+        assert!(!layers.volume("d", 0).exists());
+    }
+    layers.remove("c").unwrap();
+    assert!(!first.exists());
+    // The number of files is bounded.
+    drop(layers);
+    let limits = Limits {
+        entries: 2,
+        ..Limits::default()
+    };
+    let options = Options {
+        sync: false,
+        limits,
+    };
+    let small = Overlayfs::open(dir.path(), options).unwrap();
+    let wanted = names(&["/data"]);
+    let made = small.prepare_with("e", &chain, extras(&wanted));
+    assert!(matches!(made, Err(SnapshotError::Limit { .. })), "{made:?}");
 }
 
 #[test]
