@@ -37,6 +37,19 @@ pub(crate) enum ContainerStage {
     Removing,
 }
 
+impl ContainerStage {
+    /// The stage in a word.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Created => "created",
+            Self::Starting => "starting",
+            Self::Running => "running",
+            Self::Exited => "exited",
+            Self::Removing => "being removed",
+        }
+    }
+}
+
 /// What can be asked of a container.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum ContainerCommand {

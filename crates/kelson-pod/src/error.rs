@@ -109,6 +109,29 @@ pub enum PodError {
         /// The state it must be in.
         wanted: &'static str,
     },
+    /// The container whose PID namespace is to be joined does not run.
+    #[error(
+        "linux.security_context.namespace_options.target_id: container {target} is {state}; it must be running"
+    )]
+    Target {
+        /// The container.
+        target: ContainerId,
+        /// Its state.
+        state: &'static str,
+    },
+    /// An image cannot be mounted. The kubelet knows this by the text's first word.
+    #[error("ImageVolumeMountFailed: {field}: {problem}")]
+    ImageVolume {
+        /// The field of the request.
+        field: String,
+        /// What is wrong.
+        problem: String,
+        /// What kind of trouble it is: the image is not there, or it has no such path.
+        kind: ErrorKind,
+        /// Why.
+        #[source]
+        source: Option<Cause>,
+    },
     /// What the image and the request together say makes no sense: no command, no such user.
     #[error("{0}")]
     Image(String, #[source] Option<Cause>),
@@ -177,14 +200,24 @@ impl PodError {
                 ErrorKind::NotFound
             }
             Self::Exists { .. } => ErrorKind::AlreadyExists,
-            Self::PodNotReady { .. } | Self::ContainerState { .. } | Self::Removed { .. } => {
-                ErrorKind::State
-            }
-            Self::Network { kind, .. } => *kind,
+            Self::PodNotReady { .. }
+            | Self::ContainerState { .. }
+            | Self::Target { .. }
+            | Self::Removed { .. } => ErrorKind::State,
+            Self::Network { kind, .. } | Self::ImageVolume { kind, .. } => *kind,
             Self::Closing => ErrorKind::Unavailable,
             Self::Stuck { .. } => ErrorKind::Timeout,
             Self::Start { .. } | Self::Step { .. } => ErrorKind::Internal,
         }
+    }
+
+    /// One field of the request is wrong.
+    pub(crate) fn invalid(field: impl Into<String>, problem: impl Into<String>) -> Self {
+        Self::Invalid(Mistakes(vec![Mistake {
+            field: field.into(),
+            problem: problem.into(),
+            unsupported: false,
+        }]))
     }
 
     /// The failure of a step.

@@ -3,6 +3,7 @@
 //! [`Pods`] is the handle. Reads come from an immutable [`Snapshot`]; changes go to the pod's task.
 
 mod admission;
+mod apparmor;
 pub mod config;
 mod effects;
 mod error;

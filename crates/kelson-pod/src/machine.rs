@@ -55,6 +55,7 @@ pub(crate) fn rules(config: &PodsConfig) -> NodeRules {
         pids_limit: config.pids_limit,
         rlimits: config.rlimits.iter().filter_map(rlimit).collect(),
         least_oom_score,
+        passed_annotations: config.passed_annotations.clone(),
         capabilities: capabilities::from_mask(mask("CapBnd:")),
     }
 }

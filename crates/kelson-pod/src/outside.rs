@@ -159,6 +159,8 @@ pub(crate) struct ImageFacts {
     pub(crate) user: String,
     pub(crate) process: ImageProcess,
     pub(crate) stop_signal: String,
+    /// Directories that it declares as volumes.
+    pub(crate) volumes: Vec<String>,
     /// Keeps the layers while the container is made.
     pub(crate) _hold: Box<dyn Any + Send>,
 }

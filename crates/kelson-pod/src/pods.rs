@@ -11,6 +11,7 @@ use kelson_shim::proto::TerminalSize;
 use tokio::net::TcpStream;
 use tokio::sync::{mpsc, oneshot};
 
+use crate::apparmor::AppArmor;
 use crate::config::{ContainerConfig, PodConfig, Profile, Resources};
 use crate::error::{DialError, ExecError, OpenError, PodError};
 use crate::events::Events;
@@ -62,6 +63,15 @@ pub struct PodsConfig {
     pub start_timeout: Duration,
     /// How old a measurement of a writable directory may be.
     pub writable_usage_age: Duration,
+    /// Whether a container gets writable copies of the directories that its image declares as volumes.
+    pub image_volumes: bool,
+    /// Annotations of pods and containers that hooks and runtimes are told: names, or starts of names with
+    /// `*` after them.
+    pub passed_annotations: Vec<String>,
+    /// Whether every user of a pod with a network of its own may bind ports below 1024 and send pings.
+    pub unprivileged_ports: bool,
+    /// Directories of files that describe CDI devices; a later one wins.
+    pub cdi_dirs: Vec<PathBuf>,
     /// The file that pods without DNS settings get a copy of.
     pub host_resolv_conf: PathBuf,
     /// The file whose entries follow the pod's own in its `/etc/hosts`.
@@ -83,6 +93,10 @@ impl Default for PodsConfig {
             shm_size: 64 << 20,
             start_timeout: Duration::from_secs(60),
             writable_usage_age: Duration::from_secs(10),
+            image_volumes: true,
+            passed_annotations: Vec::new(),
+            unprivileged_ports: true,
+            cdi_dirs: vec!["/etc/cdi".into(), "/var/run/cdi".into()],
             host_resolv_conf: "/etc/resolv.conf".into(),
             host_hosts: "/etc/hosts".into(),
         }
@@ -157,6 +171,7 @@ impl Pods {
             cgroups,
             images: Arc::new(images),
             snapshots: snapshotter,
+            apparmor: AppArmor::host(),
         };
         Self::with(config, services, facts).await
     }

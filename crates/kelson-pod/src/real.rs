@@ -252,6 +252,7 @@ impl ImageSource for Images {
                 env: config.env().clone().unwrap_or_default(),
                 working_dir: config.working_dir().clone().unwrap_or_default(),
             },
+            volumes: config.volumes().clone().unwrap_or_default(),
             stop_signal: config.stop_signal().clone().unwrap_or_default(),
             _hold: Box::new(held),
         })

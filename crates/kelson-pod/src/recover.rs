@@ -17,6 +17,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::apparmor::AppArmor;
 use crate::effects::{kill, up};
 use crate::error::{OpenError, chain};
 use crate::events::Announcer;
@@ -44,6 +45,7 @@ pub(crate) struct Services {
     pub(crate) cgroups: Arc<dyn Cgroups>,
     pub(crate) images: Arc<dyn ImageSource>,
     pub(crate) snapshots: Arc<dyn Snapshotter>,
+    pub(crate) apparmor: AppArmor,
 }
 
 /// Opens the state and recovers.
@@ -77,6 +79,7 @@ pub(crate) async fn open(
         images: services.images,
         snapshots: services.snapshots,
         filters: Filters::default(),
+        apparmor: services.apparmor,
         board: Board::default(),
         events: Announcer::new(),
         registry: Registry::default(),

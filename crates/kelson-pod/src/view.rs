@@ -168,6 +168,13 @@ pub struct Resolved {
     pub cgroup: String,
     /// Its limits.
     pub resources: Resources,
+    /// The container of the same pod whose PID namespace it joins.
+    #[serde(default)]
+    pub pid_target: Option<ContainerId>,
+    /// What the images among the mounts came to, by the number of the mount: a reference with a digest when
+    /// there is one, else an id.
+    #[serde(default)]
+    pub image_mounts: BTreeMap<usize, String>,
 }
 
 /// User and groups of a process.

@@ -12,6 +12,7 @@ use kelson_store::Store;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::apparmor::AppArmor;
 use crate::config::{NamespaceMode, PodConfig};
 use crate::events::Announcer;
 use crate::filters::Filters;
@@ -44,6 +45,7 @@ pub(crate) struct World {
     pub(crate) images: Arc<dyn ImageSource>,
     pub(crate) snapshots: Arc<dyn Snapshotter>,
     pub(crate) filters: Filters,
+    pub(crate) apparmor: AppArmor,
     pub(crate) board: Board,
     pub(crate) events: Announcer,
     pub(crate) registry: Registry,

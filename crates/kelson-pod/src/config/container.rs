@@ -28,7 +28,7 @@ pub struct ContainerConfig {
     pub mounts: Vec<Mount>,
     /// Devices of the host.
     pub devices: Vec<Device>,
-    /// Devices by CDI name; not supported.
+    /// Devices by CDI name, beside those that `cdi.k8s.io/*` annotations name.
     pub cdi_devices: Vec<String>,
     /// Labels: kept and given back.
     pub labels: BTreeMap<String, String>,
@@ -85,9 +85,9 @@ pub struct Mount {
     pub uid_mappings: Vec<IdMapping>,
     /// Group id mappings; not supported.
     pub gid_mappings: Vec<IdMapping>,
-    /// Image to mount instead of a path of the host; not supported.
-    pub image: String,
-    /// Path in that image; not supported.
+    /// Image to mount instead of a path of the host: always read-only and without programs.
+    pub image_volume: Option<ImageSpec>,
+    /// File or directory in that image, relative to its root; empty: the root.
     pub image_sub_path: String,
 }
 

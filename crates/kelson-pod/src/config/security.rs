@@ -13,7 +13,7 @@ pub enum NamespaceMode {
     Container,
     /// The host's.
     Node,
-    /// That of another container; not supported.
+    /// That of a running container of the same pod: [`ContainerSecurity::target_id`].
     Target,
 }
 
@@ -80,7 +80,7 @@ pub struct PodSecurity {
     pub run_as_group: Option<i64>,
     /// Seccomp profile (no subject, see above).
     pub seccomp: Option<Profile>,
-    /// AppArmor profile.
+    /// AppArmor profile (no subject, see above).
     pub apparmor: Option<Profile>,
     /// SELinux label.
     pub selinux: Selinux,
@@ -107,8 +107,10 @@ pub struct ContainerSecurity {
     pub privileged: bool,
     /// Capabilities.
     pub capabilities: Capabilities,
-    /// Processes: `Pod` (the pod must share them), `Container` or `Node`; `None`: as the pod says.
+    /// Processes: `Pod` (the pod must share them), `Container`, `Node` or `Target`; `None`: as the pod says.
     pub pid: Option<NamespaceMode>,
+    /// Id, or the start of it, of the container whose processes are joined; only and always with `Target`.
+    pub target_id: String,
     /// Network; must be the pod's. `None`: as the pod says.
     pub network: Option<NamespaceMode>,
     /// IPC; must be the pod's. `None`: as the pod says.
@@ -133,7 +135,7 @@ pub struct ContainerSecurity {
     pub readonly_paths: Vec<String>,
     /// Seccomp profile; `None`: [`PodsConfig::unset_seccomp`](crate::PodsConfig::unset_seccomp).
     pub seccomp: Option<Profile>,
-    /// AppArmor profile; `None`: none.
+    /// AppArmor profile; `None`: the default one, as the field's runtimes have it, unless privileged.
     pub apparmor: Option<Profile>,
     /// SELinux label.
     pub selinux: Selinux,
@@ -172,6 +174,7 @@ impl Default for ContainerSecurity {
             privileged: false,
             capabilities: Capabilities::default(),
             pid: None,
+            target_id: String::new(),
             network: None,
             ipc: None,
             run_as_user: None,

@@ -6,22 +6,25 @@ use std::sync::Arc;
 
 use kelson_shim::ids::{ContainerId, PodId};
 use kelson_shim::proto::StdinPolicy;
+use kelson_snapshot::{Extras, SnapshotError};
 use kelson_store::Batch;
 use kelson_sys::root::Root;
 use rustix::fs::{Mode, OFlags};
 
-use crate::config::{ContainerConfig, PodConfig, Profile, Propagation};
+use super::security;
+use super::volumes::{self, ImageVolume};
+use crate::config::{ContainerConfig, PodConfig, Propagation};
 use crate::error::{Cause, Mistake, Mistakes, PodError};
 use crate::janitor::{self, Debt};
 use crate::outside::ImageFacts;
-use crate::record::{ContainerPhase, ContainerRecord, Seccomp, SpecRecord};
+use crate::record::{ContainerPhase, ContainerRecord, SpecRecord};
 use crate::spec::devices::{self, Node};
 use crate::spec::mounts::Bind;
 use crate::spec::{self, process};
 use crate::users::{self, Identity};
 use crate::view::Resolved;
 use crate::world::{FileError, World, hostname};
-use crate::{filters, mountinfo, signal};
+use crate::{mountinfo, signal};
 
 /// Mode of directories that are made on the host because a mount or a log needs them.
 const DIR_MODE: u32 = 0o755;
@@ -34,6 +37,8 @@ pub(crate) struct Request {
     pub(crate) config: Arc<ContainerConfig>,
     /// The init of the pod's PID namespace.
     pub(crate) pid_init: Option<u32>,
+    /// The container whose PID namespace is joined.
+    pub(crate) pid_target: Option<ContainerId>,
     pub(crate) created_at: i64,
 }
 
@@ -67,15 +72,24 @@ fn make(world: &Arc<World>, request: &Request) -> Result<(Batch, Resolved), PodE
     }
     let stop_signal = stop_signal(config, &image)?;
     let identity = identity(world, config, &image)?;
-    let binds = binds(config)?;
+    let volumes = volumes::find(world, config)?;
+    let declared = volumes::declared(world, config, &image)?;
+    let mut binds = binds(config, &volumes)?;
+    binds.extend(
+        declared
+            .iter()
+            .enumerate()
+            .map(|(n, path)| Bind::volume(path, world.snapshots.volume(request.id.as_str(), n))),
+    );
     let devices = find_devices(config)?;
     let log = log(&request.pod_config, config)?;
-    let seccomp = seccomp(world, config)?;
+    let seccomp = security::seccomp(world, config)?;
+    let apparmor = security::apparmor(world, config)?;
     let (parent, _) = world.pod_cgroup(&request.pod, &request.pod_config);
     let cgroup = world.container_cgroup(&parent, &request.id);
     let name = hostname(&request.pod, &request.pod_config);
     let files = world.pod_files(&request.pod, &request.pod_config);
-    let spec = spec::build(&spec::Request {
+    let mut spec = spec::build(&spec::Request {
         pod_id: &request.pod,
         pod: &request.pod_config,
         files: &files,
@@ -90,7 +104,9 @@ fn make(world: &Arc<World>, request: &Request) -> Result<(Batch, Resolved), PodE
         devices: &devices,
         node: &world.rules,
         cgroup: &cgroup,
+        apparmor: apparmor.as_deref(),
     });
+    security::inject_devices(world, config, &mut spec)?;
     let resolved = Resolved {
         image_id: image.id.clone(),
         image_ref: image.reference.clone(),
@@ -99,6 +115,11 @@ fn make(world: &Arc<World>, request: &Request) -> Result<(Batch, Resolved), PodE
         log,
         cgroup,
         resources: config.resources.clone(),
+        pid_target: request.pid_target,
+        image_mounts: volumes
+            .iter()
+            .map(|volume| (volume.mount, volume.reference.clone()))
+            .collect(),
     };
     let batch = records(
         request,
@@ -109,10 +130,21 @@ fn make(world: &Arc<World>, request: &Request) -> Result<(Batch, Resolved), PodE
             stdin: stdin(config),
         },
     )?;
+    let chains: Vec<_> = volumes.iter().filter_map(|volume| volume.top).collect();
+    let extras = Extras {
+        chains: &chains,
+        volumes: &declared,
+    };
     world
         .snapshots
-        .prepare(request.id.as_str(), &image.chain)
-        .map_err(|error| PodError::step("make the container's writable directory", error))?;
+        .prepare_with(request.id.as_str(), &image.chain, extras)
+        .map_err(|error| match error {
+            SnapshotError::Volume { .. } => {
+                let cause: Cause = Arc::new(error);
+                PodError::Image("the image cannot be used".to_owned(), Some(cause))
+            }
+            error => PodError::step("make the container's writable directory", error),
+        })?;
     Ok((batch, resolved))
 }
 
@@ -175,11 +207,15 @@ fn identity(
 }
 
 /// The mounts of the request with their sources resolved; what is missing is made.
-fn binds(config: &ContainerConfig) -> Result<Vec<Bind>, PodError> {
+fn binds(config: &ContainerConfig, volumes: &[ImageVolume]) -> Result<Vec<Bind>, PodError> {
     let mut mistakes = Vec::new();
     let mut binds = Vec::new();
     let mut table = None;
     for (n, mount) in config.mounts.iter().enumerate() {
+        if let Some(volume) = volumes.iter().find(|volume| volume.mount == n) {
+            binds.push(Bind::image(mount, volume.lower.clone()));
+            continue;
+        }
         let source = resolve_source(Path::new(&mount.host_path))
             .map_err(|error| PodError::step("find the source of a mount", error))?;
         if mount.propagation != Propagation::Private {
@@ -235,14 +271,25 @@ fn make_dirs(path: &Path) -> Result<(), FileError> {
 
 fn find_devices(config: &ContainerConfig) -> Result<Vec<Node>, PodError> {
     let step = |error| PodError::step("find the container's devices", error);
+    let mut mistakes = Vec::new();
     let mut nodes = Vec::new();
     if config.security.privileged {
         devices::all(Path::new("/dev"), &mut nodes).map_err(step)?;
     }
-    for device in &config.devices {
-        devices::asked(device, &mut nodes).map_err(step)?;
+    for (n, device) in config.devices.iter().enumerate() {
+        if let Err(error) = devices::asked(device, &mut nodes) {
+            mistakes.push(Mistake {
+                field: format!("devices[{n}].host_path"),
+                problem: crate::error::chain(&error),
+                unsupported: false,
+            });
+        }
     }
-    Ok(nodes)
+    if mistakes.is_empty() {
+        Ok(nodes)
+    } else {
+        Err(PodError::Invalid(Mistakes(mistakes)))
+    }
 }
 
 /// The log file, with its directory made. Validation has seen to it that it lies below the log directory
@@ -270,27 +317,6 @@ fn log(pod: &PodConfig, config: &ContainerConfig) -> Result<Option<PathBuf>, Pod
             .all(|part| matches!(part, Component::Normal(_)))
     );
     Ok(Some(directory.join(path)))
-}
-
-fn seccomp(world: &World, config: &ContainerConfig) -> Result<Seccomp, PodError> {
-    if config.security.privileged {
-        return Ok(Seccomp::None);
-    }
-    let profile = config
-        .security
-        .seccomp
-        .as_ref()
-        .unwrap_or(&world.config.unset_seccomp);
-    Ok(match profile {
-        Profile::Unconfined => Seccomp::None,
-        Profile::RuntimeDefault => Seccomp::Default,
-        Profile::Localhost(path) => {
-            let filter = filters::of_file(path);
-            Seccomp::Compiled(
-                filter.map_err(|error| PodError::step("use the seccomp profile", error))?,
-            )
-        }
-    })
 }
 
 fn stdin(config: &ContainerConfig) -> StdinPolicy {
@@ -376,7 +402,7 @@ mod tests {
             mounts: vec![mount("b"), mount("a")],
             ..ContainerConfig::default()
         };
-        let targets: Vec<_> = binds(&config)
+        let targets: Vec<_> = binds(&config, &[])
             .unwrap()
             .into_iter()
             .map(|bind| bind.target)

@@ -5,6 +5,8 @@ pub(crate) mod create;
 pub(crate) mod down;
 pub(crate) mod kill;
 pub(crate) mod remove;
+mod security;
 pub(crate) mod start;
 pub(crate) mod up;
 pub(crate) mod update;
+mod volumes;

@@ -4,15 +4,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kelson_shim::client::ShimError;
-use kelson_shim::ids::{ContainerId, PodId};
+use kelson_shim::ids::ContainerId;
 use kelson_shim::proto::{RefusalKind, Rootfs, SeccompFilter, StartRequest, Started};
 use kelson_snapshot::SnapshotError;
 use kelson_store::StoreError;
 use oci_spec::runtime::Spec;
 
+use crate::error::PodError;
 use crate::filters::FilterError;
 use crate::outside::Shim;
 use crate::record::{Seccomp, SpecRecord};
+use crate::spec;
 use crate::view::Resolved;
 use crate::world::{KILL_TIMEOUT, SHIM_CALL, World};
 
@@ -33,21 +35,24 @@ pub(crate) enum StartError {
     #[error(transparent)]
     Filter(#[from] FilterError),
     #[error(transparent)]
+    Target(PodError),
+    #[error(transparent)]
     Shim(#[from] ShimError),
 }
 
-/// Starts it. After a failure nothing of it runs.
+/// Starts it, in the PID namespace of `target`'s process when there is one. After a failure nothing of it
+/// runs.
 pub(crate) async fn run(
     world: Arc<World>,
     shim: Arc<dyn Shim>,
-    _pod: PodId,
     id: ContainerId,
     resolved: Arc<Resolved>,
+    target: Option<(ContainerId, u32)>,
 ) -> Result<Started, StartError> {
     let cgroup = resolved.cgroup.clone();
     let (request, prepared) = world
         .blocking(move |world| {
-            let request = request(world, id, &resolved)?;
+            let request = request(world, id, &resolved, target)?;
             let limits = limits(&request.spec);
             let prepared = world.cgroups.prepare(&request.cgroup, &limits)?;
             Ok::<_, StartError>((request, prepared))
@@ -89,9 +94,13 @@ fn request(
     world: &World,
     id: ContainerId,
     resolved: &Resolved,
+    target: Option<(ContainerId, u32)>,
 ) -> Result<StartRequest, StartError> {
-    let record: SpecRecord = world.store.get(id.as_str())?.ok_or(StartError::NoSpec)?;
+    let mut record: SpecRecord = world.store.get(id.as_str())?.ok_or(StartError::NoSpec)?;
     let rootfs = world.snapshots.rootfs(id.as_str())?;
+    if let Some((_, pid)) = target {
+        spec::join_pid_namespace(&mut record.spec, pid);
+    }
     Ok(StartRequest {
         id,
         seccomp: filter(world, &record)?,
@@ -105,6 +114,7 @@ fn request(
         stdin: record.stdin,
         timeout_ms: u64::try_from(world.config.start_timeout.as_millis()).unwrap_or(u64::MAX),
         spec: record.spec,
+        pid_target: target.map(|(id, _)| id),
     })
 }
 

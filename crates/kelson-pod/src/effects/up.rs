@@ -1,6 +1,7 @@
 //! Making a pod: the intent, then shim, network, cgroup and files at the same time, then one commit.
 //! Whatever fails, everything is undone.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -17,6 +18,12 @@ use crate::janitor::{self, Debt};
 use crate::outside::{Forked, ShimEvents};
 use crate::record::{PodPhase, PodRecord};
 use crate::world::{World, hostname};
+
+/// Kernel parameters by which every user may bind every port and send pings, as with the field's runtimes.
+const UNPRIVILEGED: &[(&str, &str)] = &[
+    ("net.ipv4.ip_unprivileged_port_start", "0"),
+    ("net.ipv4.ping_group_range", "0 2147483647"),
+];
 
 /// A pod that runs.
 pub(crate) struct Up {
@@ -198,9 +205,32 @@ fn setup(world: &World, id: &PodId, config: &PodConfig, name: &str) -> PodSetup 
             },
         },
         hostname: (network == Namespace::New).then(|| name.to_owned()),
-        sysctls: config.sysctls.clone(),
+        sysctls: sysctls(world, config),
         shm_size: (ipc == Namespace::New).then_some(world.config.shm_size),
     }
+}
+
+/// What the request says, over what every pod with a network of its own has.
+fn sysctls(world: &World, config: &PodConfig) -> BTreeMap<String, String> {
+    let namespaces = &config.namespaces;
+    // The host's parameters are not touched, and ids that a user namespace does not map are refused.
+    let own = namespaces.network != NamespaceMode::Node
+        && !namespaces
+            .user
+            .as_ref()
+            .is_some_and(|user| user.mode == NamespaceMode::Pod);
+    let mut all = BTreeMap::new();
+    if own && world.config.unprivileged_ports {
+        for (name, value) in UNPRIVILEGED {
+            all.insert((*name).to_owned(), (*value).to_owned());
+        }
+    }
+    for (name, value) in &config.sysctls {
+        // Slashes are another spelling of the same name.
+        all.remove(&name.replace('/', "."));
+        all.insert(name.clone(), value.clone());
+    }
+    all
 }
 
 fn network_pod(id: &PodId, config: &PodConfig, shim: u32) -> NetworkPod {

@@ -35,6 +35,8 @@ pub(crate) struct NodeRules {
     pub(crate) rlimits: Vec<PosixRlimit>,
     /// The lowest OOM score that a container can be given; `None`: any.
     pub(crate) least_oom_score: Option<i32>,
+    /// Annotations of pods and containers that are passed on; `*` at the end stands for any rest.
+    pub(crate) passed_annotations: Vec<String>,
     /// What the daemon itself can grant.
     pub(crate) capabilities: HashSet<Capability>,
 }
@@ -57,6 +59,8 @@ pub(crate) struct Request<'a> {
     pub(crate) devices: &'a [Node],
     pub(crate) node: &'a NodeRules,
     pub(crate) cgroup: &'a str,
+    /// The AppArmor profile.
+    pub(crate) apparmor: Option<&'a str>,
 }
 
 /// The capabilities of the container.
@@ -125,7 +129,7 @@ fn process(request: &Request<'_>) -> Process {
         .set_rlimits(rlimits)
         .set_no_new_privileges(Some(config.security.no_new_privs))
         .set_oom_score_adj(Some(oom_score(&config.resources, request.node)))
-        .set_apparmor_profile(None)
+        .set_apparmor_profile(request.apparmor.map(str::to_owned))
         .set_selinux_label(None);
     process
 }
@@ -198,10 +202,24 @@ fn namespaces(request: &Request<'_>) -> Vec<LinuxNamespace> {
                 .map(|pid| PathBuf::from(format!("/proc/{pid}/ns/pid")));
             all.push(namespace(LinuxNamespaceType::Pid, path));
         }
-        NamespaceMode::Container => all.push(namespace(LinuxNamespaceType::Pid, None)),
-        NamespaceMode::Node | NamespaceMode::Target => {}
+        // That of the target is put in when the container is started, as only then it is known.
+        NamespaceMode::Container | NamespaceMode::Target => {
+            all.push(namespace(LinuxNamespaceType::Pid, None));
+        }
+        NamespaceMode::Node => {}
     }
     all
+}
+
+/// Makes the container join the PID namespace of a process of the host.
+pub(crate) fn join_pid_namespace(spec: &mut Spec, pid: u32) {
+    let linux = spec.linux_mut().as_mut();
+    let namespaces = linux.and_then(|linux| linux.namespaces_mut().as_mut());
+    for namespace in namespaces.into_iter().flatten() {
+        if namespace.typ() == LinuxNamespaceType::Pid {
+            namespace.set_path(Some(PathBuf::from(format!("/proc/{pid}/ns/pid"))));
+        }
+    }
 }
 
 /// What other runtimes and hooks expect to be told.
@@ -226,8 +244,23 @@ fn annotations(request: &Request<'_>) -> HashMap<String, String> {
         all.push(("sandbox-cpu-shares", resources.cpu_shares.to_string()));
         all.push(("sandbox-memory", resources.memory_limit.to_string()));
     }
-    all.into_iter()
-        .map(|(key, value)| (format!("io.kubernetes.cri.{key}"), value))
+    let passed = |key: &String| {
+        let mut patterns = request.node.passed_annotations.iter();
+        patterns.any(|pattern| match pattern.strip_suffix('*') {
+            Some(start) => key.starts_with(start),
+            None => key == pattern,
+        })
+    };
+    // A container's own come after its pod's, and what Kelson says itself cannot be replaced.
+    let given = request.pod.annotations.iter();
+    given
+        .chain(&request.config.annotations)
+        .filter(|(key, _)| passed(key))
+        .map(|(key, value)| (key.clone(), value.clone()))
+        .chain(
+            all.into_iter()
+                .map(|(key, value)| (format!("io.kubernetes.cri.{key}"), value)),
+        )
         .collect()
 }
 

@@ -15,6 +15,17 @@ pub(crate) struct Bind {
     pub(crate) readonly: bool,
     pub(crate) recursive_read_only: bool,
     pub(crate) propagation: Propagation,
+    /// The tree of an image to mount instead of the source.
+    pub(crate) image: Option<ImageTree>,
+}
+
+/// The merged tree of an image, or a part of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct ImageTree {
+    /// Its layers' directories, the top first.
+    pub(crate) lower: Vec<PathBuf>,
+    /// File or directory in it; empty: all.
+    pub(crate) sub_path: String,
 }
 
 impl Bind {
@@ -25,6 +36,26 @@ impl Bind {
             readonly: mount.readonly,
             recursive_read_only: mount.recursive_read_only,
             propagation: mount.propagation,
+            image: None,
+        }
+    }
+
+    /// A directory of Kelson's own that the container can write to, at `path` in it.
+    pub(crate) fn volume(path: &str, source: PathBuf) -> Self {
+        let mount = Mount {
+            container_path: path.to_owned(),
+            ..Mount::default()
+        };
+        Self::new(&mount, source)
+    }
+
+    /// The tree of an image where `mount` says.
+    pub(crate) fn image(mount: &Mount, lower: Vec<PathBuf>) -> Self {
+        let sub_path = mount.image_sub_path.trim_end_matches('/').to_owned();
+        Self {
+            readonly: true,
+            image: Some(ImageTree { lower, sub_path }),
+            ..Self::new(mount, PathBuf::new())
         }
     }
 }
@@ -40,7 +71,7 @@ pub(crate) struct PodFiles {
 }
 
 /// A path in the container: absolute, without empty and `.` components.
-fn target(path: &str) -> PathBuf {
+pub(crate) fn target(path: &str) -> PathBuf {
     let parts = path.split('/').filter(|part| !matches!(*part, "" | "."));
     let mut target = PathBuf::from("/");
     target.extend(parts);
@@ -138,6 +169,9 @@ fn defaults(files: &PodFiles, privileged: bool, readonly_root: bool) -> Vec<Spec
 }
 
 fn bind(bind: &Bind) -> SpecMount {
+    if let Some(tree) = &bind.image {
+        return image(bind, tree);
+    }
     let propagation = match bind.propagation {
         Propagation::Private => "rprivate",
         Propagation::HostToContainer => "rslave",
@@ -154,6 +188,20 @@ fn bind(bind: &Bind) -> SpecMount {
         &bind.source,
         &["rbind", propagation, access],
     )
+}
+
+/// As Kubernetes documents image volumes: read-only, and nothing in them is executed.
+fn image(bind: &Bind, tree: &ImageTree) -> SpecMount {
+    let mut options: Vec<String> = ["ro", "noexec", "nosuid", "nodev", "rprivate"]
+        .map(str::to_owned)
+        .into();
+    let lower = tree.lower.iter();
+    options.extend(lower.map(|path| format!("lowerdir+={}", path.display())));
+    if !tree.sub_path.is_empty() {
+        options.push(format!("X-mount.subdir={}", tree.sub_path));
+    }
+    let options: Vec<&str> = options.iter().map(String::as_str).collect();
+    mount(&bind.target, "overlay", "overlay", &options)
 }
 
 fn mount(

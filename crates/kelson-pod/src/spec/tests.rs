@@ -64,6 +64,7 @@ impl Setup {
             binds: &[],
             devices: &self.devices,
             node: &self.node,
+            apparmor: None,
             cgroup: "/kubepods/x/b",
         })
     }
@@ -157,6 +158,48 @@ fn the_pid_namespace_follows_the_request_and_the_pod() {
     setup.config.security.pid = None;
     setup.pod.namespaces.pid = NamespaceMode::Node;
     assert_eq!(path(&setup), None);
+    // Until it is started, and if it never was told whose to join, it has one of its own.
+    setup.config.security.pid = Some(NamespaceMode::Target);
+    assert_eq!(path(&setup), Some(None));
+    let mut spec = setup.build();
+    join_pid_namespace(&mut spec, 77);
+    let all = linux_of(&spec).namespaces().clone().unwrap();
+    let joined: Vec<_> = all.iter().filter_map(|one| one.path().clone()).collect();
+    assert_eq!(joined, [PathBuf::from("/proc/77/ns/pid")]);
+}
+
+#[test]
+fn annotations_are_passed_on_by_a_list() {
+    let mut setup = Setup::new();
+    let map = |list: &[(&str, &str)]| {
+        let owned = list.iter();
+        owned
+            .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()))
+            .collect()
+    };
+    setup.pod.annotations = map(&[
+        ("vm.example.com/cpus", "2"),
+        ("vm.example.com/pod", "p"),
+        ("secret", "s"),
+        ("io.kubernetes.cri.sandbox-id", "forged"),
+    ]);
+    setup.config.annotations = map(&[
+        ("vm.example.com/cpus", "4"),
+        ("exact", "e"),
+        ("exacter", "x"),
+    ]);
+    setup.node.passed_annotations = ["vm.example.com/*", "exact", "io.kubernetes.cri.*"]
+        .map(str::to_owned)
+        .into();
+    let spec = setup.build();
+    let all = spec.annotations().as_ref().unwrap();
+    assert_eq!(all["vm.example.com/cpus"], "4");
+    assert_eq!(
+        (all["vm.example.com/pod"].as_str(), all["exact"].as_str()),
+        ("p", "e")
+    );
+    assert!(!all.contains_key("secret") && !all.contains_key("exacter"));
+    assert_eq!(all["io.kubernetes.cri.sandbox-id"], "a".repeat(64));
 }
 
 #[test]

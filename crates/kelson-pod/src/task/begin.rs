@@ -9,7 +9,7 @@ use kelson_store::Batch;
 use super::container::{Container, State};
 use super::{Creating, Message, Phase, PodTask, Reply, answer};
 use crate::admission::{self, ContainerCommand, Decision, PodCommand};
-use crate::config::ContainerConfig;
+use crate::config::{ContainerConfig, NamespaceMode};
 use crate::effects::start::StartError;
 use crate::effects::{create, start};
 use crate::error::{PodError, chain};
@@ -85,6 +85,7 @@ impl PodTask {
             });
         }
         validate::container(&config, &self.config, self.world.facts)?;
+        let pid_target = self.find_target(&config)?;
         let id = ContainerId::random().map_err(|error| PodError::step("make an id", error))?;
         let creating = Creating {
             id,
@@ -101,6 +102,7 @@ impl PodTask {
                 Phase::Ready(running) => running.init_pid,
                 _ => None,
             },
+            pid_target,
             created_at: creating.created_at,
         };
         let world = Arc::clone(&self.world);
@@ -109,6 +111,52 @@ impl PodTask {
             Message::Created { id, result }
         });
         Ok(creating)
+    }
+
+    /// The running container of this pod whose PID namespace a new one is to join.
+    fn find_target(&self, config: &ContainerConfig) -> Result<Option<ContainerId>, PodError> {
+        const FIELD: &str = "linux.security_context.namespace_options.target_id";
+        let wanted = config.security.target_id.as_str();
+        if config.security.pid != Some(NamespaceMode::Target) {
+            return Ok(None);
+        }
+        let mut found = self
+            .containers
+            .iter()
+            .filter(|one| one.id.as_str().starts_with(wanted));
+        let Some(target) = found.next() else {
+            let short: String = wanted.chars().take(80).collect();
+            let problem = format!("there is no container {short:?} in pod {}", self.id);
+            return Err(PodError::invalid(FIELD, problem));
+        };
+        if found.next().is_some() {
+            return Err(PodError::invalid(FIELD, "is the start of several ids"));
+        }
+        if target.is_running() {
+            return Ok(Some(target.id));
+        }
+        let state = target.stage().name();
+        let target = target.id;
+        Err(PodError::Target { target, state })
+    }
+
+    /// The process to join the PID namespace of when `container` starts.
+    fn target_of(&self, container: &Container) -> Result<Option<(ContainerId, u32)>, PodError> {
+        let Some(target) = container.resolved.pid_target else {
+            return Ok(None);
+        };
+        let found = self.containers.iter().find(|one| one.id == target);
+        match found.map(|one| (&one.state, one.stage())) {
+            Some((State::Running { pid, .. }, _)) => Ok(Some((target, *pid))),
+            Some((_, stage)) => Err(PodError::Target {
+                target,
+                state: stage.name(),
+            }),
+            None => Err(PodError::Target {
+                target,
+                state: "removed",
+            }),
+        }
     }
 
     pub(super) fn on_created(&mut self, id: ContainerId, result: Result<Box<Resolved>, PodError>) {
@@ -161,9 +209,13 @@ impl PodTask {
         }
         if decision == Decision::Wish {
             let (world, shim) = (Arc::clone(&self.world), Arc::clone(&running.shim));
-            let (pod, resolved) = (self.id, Arc::clone(&container.resolved));
+            let resolved = Arc::clone(&container.resolved);
+            let target = self.target_of(container);
             self.spawn(async move {
-                let result = start::run(world, shim, pod, id, resolved).await;
+                let result = match target {
+                    Ok(target) => start::run(world, shim, id, resolved, target).await,
+                    Err(error) => Err(StartError::Target(error)),
+                };
                 Message::Started { id, result }
             });
             self.containers[index].state = State::Starting {

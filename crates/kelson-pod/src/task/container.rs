@@ -150,16 +150,9 @@ impl Container {
     }
 
     pub(super) fn error(&self, wanted: &'static str) -> PodError {
-        let state = match self.stage() {
-            ContainerStage::Created => "created",
-            ContainerStage::Starting => "starting",
-            ContainerStage::Running => "running",
-            ContainerStage::Exited => "exited",
-            ContainerStage::Removing => "being removed",
-        };
         PodError::ContainerState {
             container: self.id,
-            state,
+            state: self.stage().name(),
             wanted,
         }
     }

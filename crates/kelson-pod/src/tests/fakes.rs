@@ -605,6 +605,7 @@ impl ImageSource for Machine {
                 ..ImageProcess::default()
             },
             stop_signal: String::new(),
+            volumes: Vec::new(),
             _hold: Box::new(()),
         })
     }

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use kelson_snapshot::Overlayfs;
 
+use crate::apparmor::AppArmor;
 use crate::config::{ContainerConfig, ImageSpec, NamespaceMode, PodConfig, PodMetadata};
 use crate::recover::Services;
 use crate::validate::Facts;
@@ -125,6 +126,7 @@ async fn open(dir: PathBuf, machine: &Machine) -> Pods {
         cgroups: machine.clone(),
         images: machine.clone(),
         snapshots: Arc::new(snapshots.clone()),
+        apparmor: AppArmor::none(),
     };
     let facts = Facts {
         cgroup_v2: false,

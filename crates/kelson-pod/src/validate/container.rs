@@ -2,7 +2,7 @@
 
 use super::{Checker, Facts, plain_component};
 use crate::config::{
-    ContainerConfig, ContainerSecurity, Mount, NamespaceMode, PodConfig, Propagation,
+    ContainerConfig, ContainerSecurity, ImageSpec, Mount, NamespaceMode, PodConfig, Propagation,
 };
 use crate::error::PodError;
 use crate::signal;
@@ -10,6 +10,8 @@ use crate::spec::capabilities;
 
 /// Most mounts.
 const MAX_MOUNTS: usize = 4096;
+/// Most mounts that are images.
+const MAX_IMAGE_VOLUMES: usize = 256;
 /// Most bytes of arguments and environment together; the kernel's own limit is about the same.
 const MAX_ARGUMENT_BYTES: usize = 2 << 20;
 
@@ -31,6 +33,16 @@ pub(crate) fn container(
         checker.absolute("working_dir", &config.working_dir);
     }
     process(&mut checker, config);
+    let images = config
+        .mounts
+        .iter()
+        .filter(|one| one.image_volume.is_some());
+    if images.count() > MAX_IMAGE_VOLUMES {
+        checker.wrong(
+            "mounts",
+            format!("has more than {MAX_IMAGE_VOLUMES} images"),
+        );
+    }
     if config.mounts.len() > MAX_MOUNTS {
         checker.wrong("mounts", format!("has more than {MAX_MOUNTS} entries"));
     }
@@ -49,9 +61,7 @@ pub(crate) fn container(
             checker.wrong(field("permissions"), "must be letters out of rwm");
         }
     }
-    if !config.cdi_devices.is_empty() {
-        checker.unsupported("CDI_devices", "devices by CDI name");
-    }
+    cdi_devices(&mut checker, config);
     let log = config.log_path.as_str();
     if !log.is_empty() && !log.split('/').all(plain_component) {
         checker.wrong(
@@ -68,6 +78,20 @@ pub(crate) fn container(
     checker.resources("linux.resources", &config.resources, facts);
     security(&mut checker, &config.security, pod);
     checker.finish()
+}
+
+fn cdi_devices(checker: &mut Checker, config: &ContainerConfig) {
+    let mut count = config.cdi_devices.len();
+    match kelson_cdi::from_annotations(&config.annotations) {
+        Ok(names) => count += names.len(),
+        Err((key, error)) => {
+            checker.wrong(format!("annotations[{key}]"), error.to_string());
+        }
+    }
+    if count > kelson_cdi::MAX_NAMES {
+        let error = kelson_cdi::NameError::TooMany;
+        checker.wrong("CDI_devices", error.to_string());
+    }
 }
 
 fn process(checker: &mut Checker, config: &ContainerConfig) {
@@ -117,10 +141,13 @@ fn check_mount(checker: &mut Checker, field: &str, mount: &Mount, facts: Facts) 
     } else if target.split('/').any(|part| part == "..") {
         checker.wrong(at("container_path"), "must not contain ..");
     }
-    if !mount.image.is_empty() || !mount.image_sub_path.is_empty() {
-        checker.unsupported(at("image"), "image volumes");
-    } else {
-        checker.absolute(&at("host_path"), &mount.host_path);
+    match &mount.image_volume {
+        Some(image) => image_volume(checker, field, mount, image),
+        None => {
+            checker.absolute(&at("host_path"), &mount.host_path);
+            let text = "means something only for an image";
+            checker.check(mount.image_sub_path.is_empty(), &at("image_sub_path"), text);
+        }
     }
     if mount.recursive_read_only {
         checker.check(mount.readonly, &at("recursive_read_only"), "needs readonly");
@@ -142,6 +169,41 @@ fn check_mount(checker: &mut Checker, field: &str, mount: &Mount, facts: Facts) 
     }
 }
 
+fn image_volume(checker: &mut Checker, field: &str, mount: &Mount, image: &ImageSpec) {
+    let at = |name: &str| format!("{field}.{name}");
+    checker.check(
+        !image.image.is_empty(),
+        &at("image.image"),
+        "must not be empty",
+    );
+    checker.check(
+        mount.host_path.is_empty(),
+        &at("host_path"),
+        "cannot be given together with an image",
+    );
+    let sub_path = mount.image_sub_path.as_str();
+    let plain = sub_path
+        .trim_end_matches('/')
+        .split('/')
+        .all(plain_component);
+    if !sub_path.is_empty() && !plain {
+        checker.wrong(
+            at("image_sub_path"),
+            format!("{sub_path:?} is not a plain path in the image: relative, without . and .."),
+        );
+    }
+    checker.check(
+        mount.propagation == Propagation::Private,
+        &at("propagation"),
+        "an image has no mounts to propagate; it needs PROPAGATION_PRIVATE",
+    );
+    checker.check(
+        mount.uid_mappings.is_empty() && mount.gid_mappings.is_empty(),
+        &at("uidMappings"),
+        "an image volume has no mappings of its own",
+    );
+}
+
 fn security(checker: &mut Checker, wanted: &ContainerSecurity, pod: &PodConfig) {
     let at = |name: &str| format!("linux.security_context.{name}");
     if wanted.privileged && !pod.security.privileged {
@@ -158,9 +220,11 @@ fn security(checker: &mut Checker, wanted: &ContainerSecurity, pod: &PodConfig) 
     }
     match wanted.pid {
         None | Some(NamespaceMode::Container | NamespaceMode::Node) => {}
-        Some(NamespaceMode::Target) => {
-            checker.unsupported(at("namespace_options.pid"), "TARGET");
-        }
+        Some(NamespaceMode::Target) => checker.check(
+            !wanted.target_id.is_empty(),
+            &at("namespace_options.target_id"),
+            "pid is TARGET, so it must name a container",
+        ),
         Some(NamespaceMode::Pod) => {
             if pod.namespaces.pid != NamespaceMode::Pod {
                 checker.wrong(
@@ -169,6 +233,13 @@ fn security(checker: &mut Checker, wanted: &ContainerSecurity, pod: &PodConfig) 
                 );
             }
         }
+    }
+    if wanted.pid != Some(NamespaceMode::Target) {
+        checker.check(
+            wanted.target_id.is_empty(),
+            &at("namespace_options.target_id"),
+            "means something only when pid is TARGET",
+        );
     }
     let host_pid = pod.namespaces.pid == NamespaceMode::Node;
     if wanted.pid == Some(NamespaceMode::Node) && !host_pid {
@@ -199,11 +270,7 @@ fn security(checker: &mut Checker, wanted: &ContainerSecurity, pod: &PodConfig) 
             );
         }
     }
-    checker.profiles(
-        wanted.seccomp.as_ref(),
-        wanted.apparmor.as_ref(),
-        &wanted.selinux,
-    );
+    checker.profiles(wanted.seccomp.as_ref(), &wanted.selinux);
 }
 
 fn ids(checker: &mut Checker, wanted: &ContainerSecurity) {

@@ -119,23 +119,10 @@ impl Checker {
         }
     }
 
-    fn profiles(
-        &mut self,
-        seccomp: Option<&Profile>,
-        apparmor: Option<&Profile>,
-        selinux: &Selinux,
-    ) {
+    fn profiles(&mut self, seccomp: Option<&Profile>, selinux: &Selinux) {
         const CONTEXT: &str = "linux.security_context";
         if let Some(Profile::Localhost(path)) = seccomp {
             self.absolute(&format!("{CONTEXT}.seccomp.localhost_ref"), path);
-        }
-        if let Some(Profile::Localhost(name)) = apparmor {
-            self.unsupported(
-                format!("{CONTEXT}.apparmor"),
-                format!(
-                    "AppArmor profile {name:?}: only the runtime's default and none can be used"
-                ),
-            );
         }
         if !selinux.is_empty() {
             self.unsupported(

@@ -64,11 +64,7 @@ pub(crate) fn pod(config: &PodConfig, facts: Facts) -> Result<(), PodError> {
     if security.run_as_group.is_some() && security.run_as_user.is_none() {
         checker.wrong(field("run_as_group"), "needs run_as_user");
     }
-    checker.profiles(
-        security.seccomp.as_ref(),
-        security.apparmor.as_ref(),
-        &security.selinux,
-    );
+    checker.profiles(security.seccomp.as_ref(), &security.selinux);
     for (name, resources) in [
         ("overhead", &config.overhead),
         ("resources", &config.resources),
@@ -211,7 +207,10 @@ fn namespaces(checker: &mut Checker, namespaces: &PodNamespaces) {
         }
     }
     if namespaces.pid == NamespaceMode::Target {
-        checker.unsupported(format!("{FIELD}.pid"), "TARGET");
+        checker.wrong(
+            format!("{FIELD}.pid"),
+            "TARGET is for containers; a pod has POD, CONTAINER or NODE",
+        );
     }
     let Some(user) = &namespaces.user else { return };
     let field = format!("{FIELD}.userns_options");

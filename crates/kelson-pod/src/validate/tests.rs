@@ -232,7 +232,18 @@ fn namespaces_that_make_no_sense_or_are_not_supported() {
     assert!(pid(NamespaceMode::Pod).is_empty());
     assert!(pid(NamespaceMode::Container).is_empty());
     assert_eq!(pid(NamespaceMode::Node), [format!("{options}.pid")]);
-    assert_eq!(pid(NamespaceMode::Target), [format!("{options}.pid")]);
+    assert_eq!(pid(NamespaceMode::Target), [format!("{options}.target_id")]);
+    assert_eq!(
+        container_fields(|c| c.security.target_id = "abc".into()),
+        [format!("{options}.target_id")]
+    );
+    assert!(
+        container_fields(|c| {
+            c.security.pid = Some(NamespaceMode::Target);
+            c.security.target_id = "abc".into();
+        })
+        .is_empty()
+    );
     assert_eq!(
         container_fields(|c| c.security.ipc = Some(NamespaceMode::Node)),
         [format!("{options}.ipc")]
@@ -272,8 +283,15 @@ fn containers_that_are_wrong() {
         ["stop_signal"]
     );
     assert_eq!(
-        container_fields(|c| c.cdi_devices = vec!["a".into()]),
+        container_fields(|c| c.cdi_devices = vec!["v.com/c=d".into(); 1025]),
         ["CDI_devices"]
+    );
+    assert_eq!(
+        container_fields(|c| {
+            let wrong = ("cdi.k8s.io/x".to_owned(), "nonsense".to_owned());
+            c.annotations = [wrong].into();
+        }),
+        ["annotations[cdi.k8s.io/x]"]
     );
     assert_eq!(
         container_fields(|c| c.mounts[0].host_path.clear()),
@@ -283,9 +301,62 @@ fn containers_that_are_wrong() {
         container_fields(|c| c.mounts[0].container_path = "/".into()),
         ["mounts[0].container_path"]
     );
+    let image = |change: fn(&mut crate::config::Mount)| {
+        container_fields(|c| {
+            c.mounts[0] = crate::config::Mount {
+                container_path: "/image".into(),
+                image_volume: Some(crate::config::ImageSpec {
+                    image: "x".into(),
+                    ..Default::default()
+                }),
+                ..Default::default()
+            };
+            change(&mut c.mounts[0]);
+        })
+    };
+    assert!(image(|_| ()).is_empty());
+    assert!(image(|m| m.image_sub_path = "a/b/".into()).is_empty());
     assert_eq!(
-        container_fields(|c| c.mounts[0].image = "x".into()),
-        ["mounts[0].image"]
+        image(|m| m.image_volume = Some(Default::default())),
+        ["mounts[0].image.image"]
+    );
+    assert_eq!(
+        image(|m| m.host_path = "/a".into()),
+        ["mounts[0].host_path"]
+    );
+    for path in ["/a", "../a", "a/../../b", "./a", "a//b", "a\0"] {
+        let fields = container_fields(|c| {
+            c.mounts[0].host_path.clear();
+            c.mounts[0].image_volume = Some(crate::config::ImageSpec {
+                image: "x".into(),
+                ..Default::default()
+            });
+            c.mounts[0].image_sub_path = path.into();
+        });
+        assert_eq!(fields, ["mounts[0].image_sub_path"], "{path:?}");
+    }
+    assert_eq!(
+        image(|m| m.propagation = Propagation::Bidirectional),
+        ["mounts[0].propagation"]
+    );
+    assert_eq!(
+        container_fields(|c| c.mounts[0].image_sub_path = "a".into()),
+        ["mounts[0].image_sub_path"]
+    );
+    assert_eq!(
+        container_fields(|c| {
+            c.mounts = (0..257)
+                .map(|n| crate::config::Mount {
+                    container_path: format!("/{n}"),
+                    image_volume: Some(crate::config::ImageSpec {
+                        image: "x".into(),
+                        ..Default::default()
+                    }),
+                    ..Default::default()
+                })
+                .collect();
+        }),
+        ["mounts"]
     );
     assert_eq!(
         container_fields(|c| c.mounts[0].propagation = Propagation::HostToContainer),
@@ -328,11 +399,6 @@ fn security_of_containers_that_is_wrong() {
         container_fields(|c| c.security.seccomp = Some(Profile::Localhost("rel.json".into()))),
         at("seccomp.localhost_ref")
     );
-    assert_eq!(
-        container_fields(|c| c.security.apparmor = Some(Profile::Localhost("x".into()))),
-        at("apparmor")
-    );
-    assert!(container_fields(|c| c.security.apparmor = Some(Profile::RuntimeDefault)).is_empty());
 }
 
 #[test]

@@ -39,7 +39,7 @@ pub(super) fn status(container: &Container) -> v1::ContainerStatus {
         image_id: resolved.image_id.clone(),
         labels: to_map(&container.config.labels),
         annotations: to_map(&container.config.annotations),
-        mounts: container_mounts(&container.config.mounts),
+        mounts: container_mounts(&container.config.mounts, &resolved.image_mounts),
         log_path: resolved
             .log
             .as_ref()

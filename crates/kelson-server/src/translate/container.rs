@@ -1,5 +1,7 @@
 //! `ContainerConfig`.
 
+use std::collections::BTreeMap;
+
 use kelson_cri::v1;
 use kelson_pod::config::{
     Capabilities, ContainerConfig, ContainerSecurity, Device, GroupsPolicy, ImageSpec, Mount,
@@ -31,12 +33,7 @@ pub(crate) fn container_config(config: v1::ContainerConfig) -> Result<ContainerC
     Ok(ContainerConfig {
         name: metadata.name,
         attempt: metadata.attempt,
-        image: ImageSpec {
-            image: image.image,
-            user_specified_image: image.user_specified_image,
-            annotations: image.annotations.into_iter().collect(),
-            runtime_handler: image.runtime_handler,
-        },
+        image: image_spec_of(image),
         command: config.command,
         args: config.args,
         working_dir: config.working_dir,
@@ -80,6 +77,15 @@ pub(crate) fn container_config(config: v1::ContainerConfig) -> Result<ContainerC
     })
 }
 
+fn image_spec_of(image: v1::ImageSpec) -> ImageSpec {
+    ImageSpec {
+        image: image.image,
+        user_specified_image: image.user_specified_image,
+        annotations: image.annotations.into_iter().collect(),
+        runtime_handler: image.runtime_handler,
+    }
+}
+
 fn environment(variable: v1::KeyValue) -> Result<(String, String), VerbError> {
     let value = String::from_utf8(variable.value).map_err(|_| {
         VerbError::invalid(format!(
@@ -106,7 +112,7 @@ fn mount(mount: v1::Mount) -> Result<Mount, VerbError> {
         propagation,
         uid_mappings: id_mappings(mount.uid_mappings),
         gid_mappings: id_mappings(mount.gid_mappings),
-        image: mount.image.map(|image| image.image).unwrap_or_default(),
+        image_volume: mount.image.map(image_spec_of),
         image_sub_path: mount.image_sub_path,
     })
 }
@@ -135,6 +141,10 @@ fn security(context: v1::LinuxContainerSecurityContext) -> Result<ContainerSecur
             add_ambient: capabilities.add_ambient_capabilities,
         },
         pid: mode("pid", |options| options.pid)?,
+        target_id: options
+            .as_ref()
+            .map(|options| options.target_id.clone())
+            .unwrap_or_default(),
         network: mode("network", |options| options.network)?,
         ipc: mode("ipc", |options| options.ipc)?,
         run_as_user: context.run_as_user.map(|id| id.value),
@@ -178,14 +188,18 @@ pub(crate) fn image_spec(spec: &ImageSpec) -> v1::ImageSpec {
     }
 }
 
-/// The mounts of a container, for a status.
-pub(crate) fn container_mounts(mounts: &[Mount]) -> Vec<v1::Mount> {
+/// The mounts of a container, for a status; `images` are the references of those that are images.
+pub(crate) fn container_mounts(
+    mounts: &[Mount],
+    images: &BTreeMap<usize, String>,
+) -> Vec<v1::Mount> {
     mounts
         .iter()
-        .map(|mount| v1::Mount {
+        .enumerate()
+        .map(|(n, mount)| v1::Mount {
             container_path: mount.container_path.clone(),
             host_path: mount.host_path.clone(),
-            readonly: mount.readonly,
+            readonly: mount.readonly || mount.image_volume.is_some(),
             selinux_relabel: mount.selinux_relabel,
             propagation: match mount.propagation {
                 Propagation::Private => v1::MountPropagation::PropagationPrivate,
@@ -196,7 +210,10 @@ pub(crate) fn container_mounts(mounts: &[Mount]) -> Vec<v1::Mount> {
             uid_mappings: id_mappings_back(&mount.uid_mappings),
             gid_mappings: id_mappings_back(&mount.gid_mappings),
             recursive_read_only: mount.recursive_read_only,
-            image: None,
+            image: mount.image_volume.as_ref().map(|image| v1::ImageSpec {
+                image_ref: images.get(&n).cloned().unwrap_or_default(),
+                ..image_spec(image)
+            }),
             image_sub_path: mount.image_sub_path.clone(),
         })
         .collect()

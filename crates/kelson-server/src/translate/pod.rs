@@ -76,6 +76,10 @@ fn port(port: v1::PortMapping) -> Result<PortMapping, VerbError> {
 
 fn pod_namespaces(options: v1::NamespaceOption) -> Result<PodNamespaces, VerbError> {
     let field = "config.linux.security_context.namespace_options";
+    if !options.target_id.is_empty() {
+        let text = format!("{field}.target_id is for containers: a pod joins no container");
+        return Err(VerbError::invalid(text));
+    }
     let user = match options.userns_options {
         Some(user) => Some(UserNamespace {
             mode: namespace_mode(&format!("{field}.userns_options.mode"), user.mode)?,

@@ -189,6 +189,11 @@ pub struct StartRequest {
     pub stdin: StdinPolicy,
     /// How long the start may take, in milliseconds; then the process is killed.
     pub timeout_ms: u64,
+    /// The container whose PID namespace it joins; it must be running. The specification has a
+    /// namespace entry for it too, whose path the shim does not trust: the number in it may be
+    /// another process's by now.
+    #[serde(default)]
+    pub pid_target: Option<ContainerId>,
 }
 
 /// A compiled seccomp filter: the bytes of `kelson_runtime::seccomp::Program`, in hexadecimal on

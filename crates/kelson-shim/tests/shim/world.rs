@@ -197,6 +197,7 @@ impl Pod {
             seccomp: None,
             stdin: StdinPolicy::None,
             timeout_ms: 10_000,
+            pid_target: None,
         }
     }
 

@@ -145,6 +145,10 @@ async fn build(config: &Config) -> anyhow::Result<(Pods, Server)> {
             CgroupDriver::Cgroupfs => kelson_pod::CgroupDriver::Cgroupfs,
             CgroupDriver::Systemd => kelson_pod::CgroupDriver::Systemd,
         },
+        image_volumes: config.image_volumes,
+        cdi_dirs: config.cdi_dirs.clone(),
+        passed_annotations: config.passed_annotations.clone(),
+        unprivileged_ports: config.unprivileged_ports,
         ..PodsConfig::default()
     };
     let pods = Pods::open(

@@ -94,6 +94,37 @@ pub(super) const KEYS: &[Key] = &[
         },
     },
     Key {
+        name: "container.image_volumes",
+        doc: "Directories that an image declares as volumes: \"copy\" gives each container a writable copy that\ngoes with it, \"ignore\" leaves them as other directories of the image.",
+        default: "\"copy\"",
+        set: |c, v| {
+            c.image_volumes = match string(v)?.as_str() {
+                "copy" => true,
+                "ignore" => false,
+                _ => return Err("expected \"copy\" or \"ignore\"".into()),
+            };
+            Ok(())
+        },
+    },
+    Key {
+        name: "container.cdi_dirs",
+        doc: "Directories of files (.json, .yaml) that describe CDI devices; a later directory wins.",
+        default: "[\"/etc/cdi\", \"/var/run/cdi\"]",
+        set: |c, v| list(v, absolute).map(|dirs| c.cdi_dirs = dirs),
+    },
+    Key {
+        name: "container.passed_annotations",
+        doc: "Annotations of pods and containers that hooks are told beside the io.kubernetes.cri.* ones: names,\nor starts of names with '*' after them.",
+        default: "[]",
+        set: |c, v| list(v, string).map(|names| c.passed_annotations = names),
+    },
+    Key {
+        name: "container.unprivileged_ports",
+        doc: "Let every user bind ports below 1024 and send pings, in pods with a network but no user namespace\nof their own.",
+        default: "true",
+        set: |c, v| boolean(v).map(|b| c.unprivileged_ports = b),
+    },
+    Key {
         name: "network.conf_dir",
         doc: "CNI configuration lists; the first valid one by name is used, and read again when it changes.",
         default: "\"/etc/cni/net.d\"",
@@ -276,6 +307,10 @@ fn blank() -> Config {
         log_format: LogFormat::Text,
         cgroup_driver: CgroupDriver::Cgroupfs,
         cgroup_prefix: String::new(),
+        image_volumes: true,
+        passed_annotations: Vec::new(),
+        unprivileged_ports: true,
+        cdi_dirs: Vec::new(),
         cni_conf_dir: PathBuf::new(),
         cni_conf_template: None,
         cni_bin_dirs: Vec::new(),

@@ -34,10 +34,18 @@ pub(crate) struct Config {
     pub(crate) cgroup_driver: CgroupDriver,
     /// Parent cgroup of pods whose request names none.
     pub(crate) cgroup_prefix: String,
+    /// Whether containers get writable copies of the volumes that images declare.
+    pub(crate) image_volumes: bool,
+    /// Annotations that hooks and runtimes are told.
+    pub(crate) passed_annotations: Vec<String>,
+    /// Where descriptions of CDI devices are found.
+    pub(crate) cdi_dirs: Vec<PathBuf>,
     /// Where CNI configuration lists are found.
     pub(crate) cni_conf_dir: PathBuf,
     /// What a CNI configuration list is made of when the kubelet tells the node's pod addresses.
     pub(crate) cni_conf_template: Option<PathBuf>,
+    /// Whether every user of a pod may bind low ports and send pings.
+    pub(crate) unprivileged_ports: bool,
     /// Where external CNI plugins are found.
     pub(crate) cni_bin_dirs: Vec<PathBuf>,
     /// Whether Kelson's own implementations of the standard plugins are used.

@@ -27,6 +27,26 @@ impl Registry {
     pub(crate) async fn start() -> anyhow::Result<Self> {
         let mut content = Content::new();
         content.add_image("busybox", "latest", &busybox()?.build());
+        let declaring = busybox()?
+            .directory("/data", 0o750)?
+            .bytes("/data/file", b"of the image", 0o640)?
+            .symlink("/data/link", "/etc/passwd")?
+            .volumes(&["/data", "/none/yet", "/covered/below"]);
+        content.add_image("declaring", "latest", &declaring.build());
+        for (name, volume) in [
+            ("hostile-up", "/../etc"),
+            ("hostile-empty", "/./"),
+            ("hostile-proc", "//proc/"),
+        ] {
+            let image = busybox()?.volumes(&[volume]).build();
+            content.add_image(name, "latest", &image);
+        }
+        let content_only = ImageBuilder::new()
+            .bytes("/docs/page", b"a page", 0o644)?
+            .bytes("/docs/deep/leaf", b"a leaf", 0o644)?
+            .file("/bin/run", Path::new("/bin/busybox"), 0o755)?
+            .symlink("/out", "/../../../../etc")?;
+        content.add_image("content", "latest", &content_only.build());
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let address = listener.local_addr()?;
         let task = tokio::spawn(serve::serve(listener, Arc::new(content)));

@@ -141,7 +141,12 @@ impl Node {
 
     /// Pulls the busybox image; its reference.
     pub(crate) async fn busybox(&self) -> anyhow::Result<String> {
-        let image = self.registry.reference("busybox:latest");
+        self.pull("busybox").await
+    }
+
+    /// Pulls an image of the registry by its name without a tag; its reference.
+    pub(crate) async fn pull(&self, name: &str) -> anyhow::Result<String> {
+        let image = self.registry.reference(&format!("{name}:latest"));
         let spec = v1::ImageSpec {
             image: image.clone(),
             ..Default::default()
@@ -558,6 +563,7 @@ fn configuration(dir: &Path, name: &str, subnet: &str) -> String {
         "[daemon]\nroot = \"{dir}/root\"\nstate = \"{dir}/run\"\n\
          [cri]\nsocket = \"{dir}/run/kelson.sock\"\n\
          [cgroup]\nprefix = \"/{name}\"\n\
+         [container]\ncdi_dirs = [\"{dir}/cdi\", \"{dir}/cdi-run\"]\n\
          [network]\nconf_dir = \"{dir}/net.d\"\nipam_dir = \"{dir}/ipam\"\nnetns_dir = \"{dir}/netns\"\nfallback = \"bridge\"\n\
          fallback_bridge = \"{name}\"\nfallback_subnet = \"{subnet}\"\nnft_table = \"{name}\"\n\
          [image]\ncerts_dir = \"{dir}/certs.d\"\nsync = false\n"

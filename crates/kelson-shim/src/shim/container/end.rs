@@ -179,8 +179,10 @@ impl Shim {
     /// Removes what the shim has made for a container.
     pub(super) fn remove_container_dir(&self, id: ContainerId) {
         let path = format!("containers/{id}");
-        let record = format!("{path}/exit.json");
-        let _ = rustix::fs::unlinkat(&self.pod.dir, &record, AtFlags::empty());
+        for file in ["exit.json", super::start::CONFIG] {
+            let file = format!("{path}/{file}");
+            let _ = rustix::fs::unlinkat(&self.pod.dir, &file, AtFlags::empty());
+        }
         let _ = rustix::fs::unlinkat(&self.pod.dir, &path, AtFlags::REMOVEDIR);
     }
 

@@ -1,14 +1,18 @@
 //! Starting a container.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use kelson_cgroup::Cgroup;
-use kelson_runtime::{Event as Told, Kind, Launch, LaunchError, Launched, Options, launch};
+use kelson_runtime::{
+    Event as Told, HookContext, Kind, Launch, LaunchError, Launched, Options, launch,
+};
+use oci_spec::runtime::{LinuxNamespaceType, Spec};
 use rustix::event::epoll::EventFlags;
 use rustix::process::WaitStatus;
 
 use super::{Container, Oom, Phase};
+use crate::ids::ContainerId;
 use crate::log::{Log, Stream};
 use crate::proto::{
     Event, Refusal, RefusalKind, Reply, Rootfs, SeccompFilter, StartRequest, Started, StdinPolicy,
@@ -16,6 +20,9 @@ use crate::proto::{
 use crate::shim::poll::Token;
 use crate::shim::streams::{Outputs, Streams};
 use crate::shim::{KILL_AGAIN, Shim, exit_code, internal, now_ns, refusal};
+
+/// The file of a bundle that has the specification.
+pub(in crate::shim) const CONFIG: &str = "config.json";
 
 /// A container whose process exists, and what it is made of.
 #[derive(Debug)]
@@ -143,14 +150,19 @@ impl Shim {
     /// Makes what a container needs, and its process.
     fn begin_start(&self, request: StartRequest) -> Result<Begun, Refusal> {
         let StartRequest {
+            id,
             mut spec,
             rootfs,
             cgroup,
             log: path,
             seccomp,
             stdin: policy,
+            pid_target,
             ..
         } = request;
+        if let Some(target) = pid_target {
+            self.join_target(&mut spec, target)?;
+        }
         let cgroup = Cgroup::new(&self.hierarchy, &cgroup)
             .map_err(|error| refusal(RefusalKind::Invalid, &error))?;
         let seccomp = seccomp_program(seccomp.as_ref())?;
@@ -181,13 +193,20 @@ impl Shim {
                 kelson_runtime::Rootfs::Overlay { lower, upper, work }
             }
         };
+        let hooks = match spec.hooks() {
+            Some(_) => Some(self.bundle(id, &spec, &rootfs)?),
+            None => None,
+        };
         let launched = launch(Launch {
             spec: &spec,
             rootfs: &rootfs,
             cgroup: &cgroup,
             stdio: theirs,
             seccomp: seccomp.as_ref(),
-            options: Options::default(),
+            options: Options {
+                hooks,
+                ..Options::default()
+            },
         })
         .map_err(|error| launch_refusal(&error))?;
         Ok(Begun {
@@ -199,6 +218,60 @@ impl Shim {
             terminal,
             outputs,
         })
+    }
+
+    /// What hooks are told: they look into a bundle for the specification, and there for the root.
+    fn bundle(
+        &self,
+        id: ContainerId,
+        spec: &Spec,
+        rootfs: &kelson_runtime::Rootfs,
+    ) -> Result<HookContext, Refusal> {
+        let make = |error: std::io::Error| internal("make the bundle that hooks look into", error);
+        // In the container's mount namespace an overlay is on its upper directory.
+        let (kelson_runtime::Rootfs::Path(path)
+        | kelson_runtime::Rootfs::Overlay { upper: path, .. }) = rootfs;
+        let mut spec = spec.clone();
+        if let Some(root) = spec.root_mut() {
+            root.set_path(path.clone());
+        }
+        let text = serde_json::to_vec(&spec).map_err(|error| make(error.into()))?;
+        let link = format!("/proc/self/fd/{}", self.pod.dir.as_raw_fd());
+        let bundle = std::fs::read_link(link)
+            .map_err(make)?
+            .join(format!("containers/{id}"));
+        let file = bundle.join(CONFIG);
+        std::fs::write(file, text).map_err(make)?;
+        Ok(HookContext {
+            id: id.to_string(),
+            bundle,
+            annotations: spec.annotations().clone().unwrap_or_default(),
+        })
+    }
+
+    /// Points the PID namespace of a new container at that of a running one. As the shim itself reaps
+    /// the running one, its number stays its own while this goes on.
+    fn join_target(&self, spec: &mut Spec, target: ContainerId) -> Result<(), Refusal> {
+        let running = self
+            .containers
+            .values()
+            .find(|one| one.id == target && matches!(one.phase, Phase::Running(_)));
+        let running = running.ok_or_else(|| Refusal {
+            kind: RefusalKind::NotRunning,
+            message: format!("container {target}, whose processes are to be joined, does not run"),
+        })?;
+        let namespaces = spec.linux_mut().as_mut();
+        let namespaces = namespaces.and_then(|linux| linux.namespaces_mut().as_mut());
+        let entry = namespaces.and_then(|all| {
+            all.iter_mut()
+                .find(|one| one.typ() == LinuxNamespaceType::Pid)
+        });
+        let entry = entry.ok_or_else(|| Refusal {
+            kind: RefusalKind::Invalid,
+            message: "the specification has no PID namespace".to_owned(),
+        })?;
+        entry.set_path(Some(format!("/proc/{}/ns/pid", running.pid).into()));
+        Ok(())
     }
 
     /// Kills a container that is being started; the rest follows when it is reaped.

@@ -17,6 +17,9 @@ pub(super) fn cases() -> Vec<Case> {
             Box::pin(commands(node))
         }),
         on_node("bad_input::images", |node| Box::pin(images(node))),
+        on_node("bad_input::fields_are_refused_by_name", |node| {
+            Box::pin(fields(node))
+        }),
     ]
 }
 
@@ -266,5 +269,122 @@ async fn images(node: &mut Node) -> Outcome {
             .images
             .is_empty()
     );
+    Ok(())
+}
+
+/// What is wrong in a field is refused with its name, and nothing of the pod or container stays.
+async fn fields(node: &mut Node) -> Outcome {
+    type PodChange = fn(&mut v1::LinuxPodSandboxConfig, &mut v1::NamespaceOption);
+    let on_host: PodChange = |linux, options| {
+        options.network = v1::NamespaceMode::Node.into();
+        linux.sysctls = [("net.ipv4.tcp_syncookies".to_owned(), "1".to_owned())].into();
+    };
+    let ipc_on_host: PodChange = |linux, options| {
+        options.ipc = v1::NamespaceMode::Node.into();
+        linux.sysctls = [("kernel.shmmax".to_owned(), "1".to_owned())].into();
+    };
+    let cases: [(&str, PodChange); 5] = [
+        ("linux.sysctls[net.ipv4.tcp_syncookies]", on_host),
+        ("linux.sysctls[kernel.shmmax]", ipc_on_host),
+        ("linux.cgroup_parent", |linux, _| {
+            linux.cgroup_parent = "kubepods-besteffort.slice".into();
+        }),
+        ("namespace_options.pid", |_, options| {
+            options.pid = v1::NamespaceMode::Target.into();
+        }),
+        ("namespace_options.target_id", |_, options| {
+            options.target_id = "abc".into();
+        }),
+    ];
+    for (word, change) in cases {
+        let mut config = pod(&node.logs());
+        let linux = config.linux.as_mut().context("no linux")?;
+        let mut options = crate::pod::private();
+        change(linux, &mut options);
+        let security = linux.security_context.as_mut().context("no security")?;
+        security.namespace_options = Some(options);
+        let (code, text) = refused(node.run_pod(&config).await, word)?;
+        ensure!(
+            code == Code::InvalidArgument && text.contains(word),
+            "{word}: {code:?} {text}"
+        );
+    }
+    let image = node.busybox().await?;
+    let pod_config = pod(&node.logs());
+    let id = node.run_pod(&pod_config).await?;
+    let host_dir = node.dir().join("never-made").display().to_string();
+    let wrong =
+        |change: &dyn Fn(&mut v1::ContainerConfig, &mut v1::LinuxContainerSecurityContext)| {
+            let mut config = shell("main", &image, "true");
+            let mut linux = config.linux.take().unwrap_or_default();
+            let mut security = linux.security_context.take().unwrap_or_default();
+            change(&mut config, &mut security);
+            linux.security_context = Some(security);
+            config.linux = Some(linux);
+            config
+        };
+    let mount = v1::Mount {
+        host_path: host_dir.clone(),
+        container_path: "/m".into(),
+        recursive_read_only: true,
+        ..Default::default()
+    };
+    for (word, config) in [
+        (
+            "mounts[0].recursive_read_only",
+            wrong(&|config, _| config.mounts = vec![mount.clone()]),
+        ),
+        (
+            "mounts[0].recursive_read_only",
+            wrong(&|config, _| {
+                config.mounts = vec![v1::Mount {
+                    readonly: true,
+                    propagation: v1::MountPropagation::PropagationBidirectional.into(),
+                    ..mount.clone()
+                }];
+            }),
+        ),
+        (
+            "capabilities.add_capabilities",
+            wrong(&|_, security| {
+                security.capabilities = Some(v1::Capability {
+                    add_capabilities: vec!["FLY".into()],
+                    ..Default::default()
+                });
+            }),
+        ),
+        (
+            "linux.security_context.run_as_group",
+            wrong(&|_, security| security.run_as_group = Some(v1::Int64Value { value: 7 })),
+        ),
+    ] {
+        let (code, text) = refused(node.create(&id, &pod_config, config).await, word)?;
+        ensure!(
+            code == Code::InvalidArgument && text.contains(word),
+            "{word}: {code:?} {text}"
+        );
+    }
+    // A profile that this machine cannot have; which of the two is its own business.
+    let config = wrong(&|_, security| {
+        security.apparmor = Some(v1::SecurityProfile {
+            profile_type: v1::security_profile::ProfileType::Localhost.into(),
+            localhost_ref: "kelson-test-no-such-profile".into(),
+        });
+    });
+    let (code, text) = refused(node.create(&id, &pod_config, config).await, "apparmor")?;
+    ensure!(
+        matches!(code, Code::Unimplemented | Code::InvalidArgument)
+            && text.contains("linux.security_context.apparmor"),
+        "{code:?} {text}"
+    );
+    ensure!(
+        !std::path::Path::new(&host_dir).exists(),
+        "{host_dir} was made"
+    );
+    let containers = v1::ListContainersRequest::default();
+    let containers = node.client.list_containers(containers).await?;
+    ensure!(containers.containers.is_empty(), "{containers:?}");
+    let left = std::fs::read_dir(node.dir().join("root/containers"))?.count();
+    ensure!(left == 0, "{left} containers were left");
     Ok(())
 }

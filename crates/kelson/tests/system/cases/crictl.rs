@@ -24,6 +24,9 @@ pub(super) fn cases() -> Vec<Case> {
         on_node("crictl::stats", |node| Box::pin(stats(node))),
         on_node("crictl::events", |node| Box::pin(events(node))),
         on_node("crictl::mistakes", |node| Box::pin(mistakes(node))),
+        on_node("crictl::image_volumes_devices_and_targets", |node| {
+            Box::pin(fields(node))
+        }),
     ]
     .map(|case| case.needs(Need::Crictl))
     .into()
@@ -441,6 +444,72 @@ async fn mistakes(node: &mut Node) -> Outcome {
     ensure!(
         ran.code != 0 && ran.stderr.contains("name") && ran.stderr.contains("uid"),
         "{ran:?}"
+    );
+    Ok(())
+}
+
+async fn fields(node: &mut Node) -> Outcome {
+    let image = node.busybox().await?;
+    let volume = node.pull("content").await?;
+    let crictl = Crictl::new(node)?;
+    let cdi = node.dir().join("cdi");
+    std::fs::create_dir(&cdi)?;
+    let document = "cdiVersion: 0.6.0\nkind: example.com/toy\ndevices:\n- name: one\n  \
+                    containerEdits: {deviceNodes: [{path: /dev/toy, hostPath: /dev/zero}]}\n";
+    std::fs::write(cdi.join("toy.yaml"), document)?;
+    let pod_json = crictl.file("pod.json", &pod_file(node))?;
+    let mut content = container_file(&image, "sleep 1000");
+    content["mounts"] = json!([{
+        "container_path": "/docs",
+        "image": { "image": volume, "user_specified_image": "docs" },
+        "image_sub_path": "docs",
+    }]);
+    content["CDI_devices"] = json!([{ "name": "example.com/toy=one" }]);
+    content["linux"]["security_context"] = json!({ "namespace_options": { "pid": 1 } });
+    let main_json = crictl.file("main.json", &content)?;
+    let pod = crictl.ok(&["runp", &pod_json]).await?;
+    let main = crictl
+        .ok(&["create", "--no-pull", &pod, &main_json, &pod_json])
+        .await?;
+    crictl.ok(&["start", &main]).await?;
+    let read = crictl
+        .ok(&["exec", "-s", &main, "cat", "/docs/page"])
+        .await?;
+    ensure!(read == "a page", "{read}");
+    let read = crictl
+        .ok(&["exec", "-s", &main, "head", "-c", "2", "/dev/toy"])
+        .await?;
+    ensure!(read == "\0\0", "{read:?}");
+    let status = crictl.json(&["inspect", &main]).await?;
+    let mount = &status["status"]["mounts"][0];
+    ensure!(
+        mount["imageSubPath"] == "docs"
+            && mount["readonly"] == true
+            && mount["image"]["imageRef"]
+                .as_str()
+                .is_some_and(|text| text.contains("@sha256:")),
+        "{mount}"
+    );
+    let mut content = container_file(&image, "sleep 2000");
+    content["metadata"]["name"] = "debug".into();
+    content["linux"]["security_context"] =
+        json!({ "namespace_options": { "pid": 3, "target_id": main } });
+    let debug_json = crictl.file("debug.json", &content)?;
+    let debug = crictl
+        .ok(&["create", "--no-pull", &pod, &debug_json, &pod_json])
+        .await?;
+    crictl.ok(&["start", &debug]).await?;
+    let seen = crictl.ok(&["exec", "-s", &debug, "ps"]).await?;
+    ensure!(seen.contains("sleep 1000"), "{seen}");
+    crictl.ok(&["stop", "-t", "0", &main]).await?;
+    content["metadata"]["name"] = "late".into();
+    let late_json = crictl.file("late.json", &content)?;
+    let refused = crictl
+        .run(&["create", "--no-pull", &pod, &late_json, &pod_json])
+        .await?;
+    ensure!(
+        refused.code != 0 && refused.stderr.contains("target_id"),
+        "{refused:?}"
     );
     Ok(())
 }

@@ -9,6 +9,7 @@ mod cli_run;
 mod containers;
 mod crash;
 mod crictl;
+mod devices;
 mod logs;
 mod metrics;
 mod network;
@@ -19,7 +20,9 @@ mod registry;
 mod security;
 mod stats;
 mod systemd;
+mod targets;
 mod updates;
+mod volumes;
 
 use crate::case::Case;
 
@@ -35,6 +38,7 @@ pub(crate) fn all() -> Vec<Case> {
         containers::cases(),
         crash::cases(),
         crictl::cases(),
+        devices::cases(),
         logs::cases(),
         metrics::cases(),
         network::cases(),
@@ -45,7 +49,9 @@ pub(crate) fn all() -> Vec<Case> {
         security::cases(),
         stats::cases(),
         systemd::cases(),
+        targets::cases(),
         updates::cases(),
+        volumes::cases(),
     ]
     .into_iter()
     .flatten()

@@ -275,6 +275,13 @@ async fn sysctls(node: &mut Node) -> Outcome {
     let script =
         "cat /proc/sys/net/ipv4/ip_unprivileged_port_start /proc/sys/kernel/shm_rmid_forced";
     ensure!(node.output(&container, script).await? == "77\n1");
+    // By default every user may bind low ports and send pings, and the host's network stays as it is.
+    let (_, plain) = node
+        .run(&pod(&node.logs()), shell("main", &image, "sleep 1000"))
+        .await?;
+    let script =
+        "cat /proc/sys/net/ipv4/ip_unprivileged_port_start /proc/sys/net/ipv4/ping_group_range";
+    ensure!(node.output(&plain, script).await? == "0\n0\t2147483647");
     let mut bad = pod(&node.logs());
     let linux = bad.linux.as_mut().context("no linux")?;
     linux.sysctls = [("kernel.panic".to_owned(), "1".to_owned())].into();
