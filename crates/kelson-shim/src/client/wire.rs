@@ -13,10 +13,11 @@ use tokio::net::UnixStream;
 
 use super::ShimError;
 use crate::proto::SOCKET_NAME;
-use crate::proto::frame::{self, HEADER, Kind};
+use crate::proto::frame::{self, HEADER, Kind, MAX_DATA};
 
-/// How much is read from the socket at once.
-const READ_SIZE: usize = 16 << 10;
+/// How much is read from the socket at once: a whole frame of output. Memory that nothing is read into
+/// takes no room.
+const READ_SIZE: usize = HEADER + MAX_DATA;
 
 /// Both directions of a connection; reading keeps what is not a whole frame yet, so that a read
 /// that is given up loses nothing.

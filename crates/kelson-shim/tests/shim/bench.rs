@@ -6,6 +6,8 @@ use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use kelson_shim::client::{Output, Session};
+use kelson_shim::proto::{AttachRequest, StdinPolicy};
 use libtest_mimic::Trial;
 
 use crate::world::{SOON, World, rootfs, trial};
@@ -16,6 +18,7 @@ pub(crate) fn trials() -> Vec<Trial> {
     vec![
         trial("bench_log_throughput", throughput).with_ignored_flag(true),
         trial("bench_calls", calls).with_ignored_flag(true),
+        trial("bench_streams", streams).with_ignored_flag(true),
     ]
 }
 
@@ -119,6 +122,59 @@ async fn calls(world: World) -> World {
         ends.push(begin.elapsed());
     }
     report("a shutdown", ends);
+    world
+}
+
+/// What goes through exec and attach, in both directions.
+async fn streams(world: World) -> World {
+    const BLOCKS: u64 = 4096;
+    let pod = world.pod().await;
+    let mut request = pod.request(&["sh", "-c", "read x; dd if=/dev/zero bs=256k count=1024"]);
+    request.stdin = StdinPolicy::Open;
+    pod.start(&request).await.unwrap();
+    let id = request.id;
+    let drain = async |session: &mut Session, bytes: u64| {
+        let mut left = bytes;
+        while left > 0 {
+            match session.next().await.unwrap() {
+                Output::Stdout(block) => left -= block.len() as u64,
+                Output::Stderr(_) => {}
+                Output::Exited(exit) => panic!("{exit:?} with {left} bytes left"),
+            }
+        }
+    };
+    for _ in 0..2 {
+        let count = format!("count={BLOCKS}");
+        let exec = pod.exec_request(id, &["dd", "if=/dev/zero", "bs=256k", &count]);
+        let begin = Instant::now();
+        let mut session = pod.shim.exec(exec, SOON).await.unwrap();
+        drain(&mut session, BLOCKS << 18).await;
+        let out = rate(BLOCKS << 18, begin.elapsed());
+        let mut exec = pod.exec_request(id, &["dd", "of=/dev/null", "bs=256k"]);
+        exec.stdin = true;
+        let mut session = pod.shim.exec(exec, SOON).await.unwrap();
+        let mut stdin = session.take_stdin().unwrap();
+        let block = vec![0; 256 << 10];
+        let begin = Instant::now();
+        for _ in 0..BLOCKS {
+            stdin.write(&block).await.unwrap();
+        }
+        stdin.close().await.unwrap();
+        session.collect(1000, SOON).await.unwrap();
+        let into = rate(BLOCKS << 18, begin.elapsed());
+        eprintln!("exec: {out:.0} MiB/s of output, {into:.0} MiB/s of input");
+    }
+    let attach = AttachRequest {
+        container: id,
+        stdin: true,
+    };
+    let mut session = pod.shim.attach(attach, SOON).await.unwrap();
+    session.take_stdin().unwrap().write(b"\n").await.unwrap();
+    let begin = Instant::now();
+    drain(&mut session, 1024 << 18).await;
+    let rate = rate(1024 << 18, begin.elapsed());
+    eprintln!("attach: {rate:.0} MiB/s of output, with the log");
+    pod.shutdown().await;
     world
 }
 
