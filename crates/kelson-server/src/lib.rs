@@ -10,6 +10,7 @@ mod image;
 mod instrument;
 mod runtime;
 mod stream;
+mod streaming;
 mod translate;
 
 use std::path::PathBuf;
@@ -26,6 +27,7 @@ use tonic::service::Routes;
 
 use crate::error::VerbError;
 pub use crate::instrument::{Instrument, VerbCount};
+pub use crate::streaming::PodStreams;
 
 /// The longest answer: both outputs of an `ExecSync` at their cap, and what is around them.
 const MAX_ANSWER: usize = 2 * MAX_EXEC_OUTPUT + (1 << 20);
@@ -42,6 +44,8 @@ pub struct Services {
     pub images: Images,
     /// The pod network, for its readiness.
     pub network: Network,
+    /// What serves exec, attach and port-forward.
+    pub streaming: kelson_streaming::Server,
     /// What the node is set to.
     pub about: About,
 }

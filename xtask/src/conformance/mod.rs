@@ -25,13 +25,18 @@ const SUBNET: &str = "198.19.0.0/16";
 const PUBLISHED_DIGEST: &str = "9700f9a2f5bf2c45f2f605a0bd3bce7cf37420ec9d3ed50ac2758413308766bf";
 
 /// Specs that Kelson does not claim to pass yet.
-const EXCLUDED: &Excluded = &[(
-    "Streaming runtime should support streaming interfaces",
-    "exec, attach and port-forward are not served yet",
-)];
+const EXCLUDED: &Excluded = &[];
+
+/// The specs that are run a second time, with WebSocket instead of SPDY.
+const STREAMING: &str = "Streaming runtime should support streaming interfaces";
+const WEBSOCKET: [&str; 3] = [
+    "-websocket-exec",
+    "-websocket-attach",
+    "-websocket-portforward",
+];
 
 /// What to run and on what.
-#[derive(Debug, Default, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub(crate) struct Options {
     endpoint: Option<String>,
     certs_dir: Option<PathBuf>,
@@ -98,7 +103,7 @@ pub(crate) fn run(root: &Path, options: &Options) -> Result<()> {
         .clone()
         .or_else(|| node.as_ref().map(Node::endpoint));
     let endpoint = endpoint.context("no endpoint")?;
-    let outcome = specs(&suite, &endpoint, options, dir.path());
+    let outcome = both(&suite, &endpoint, options, dir.path());
     let ended = node.map(Node::end).transpose();
     if options.keep {
         println!("logs are in {}", dir.keep().display());
@@ -117,8 +122,32 @@ pub(crate) fn run(root: &Path, options: &Options) -> Result<()> {
     Ok(())
 }
 
+/// Runs the suite, and its streaming specs again over WebSocket.
+fn both(suite: &Path, endpoint: &str, options: &Options, dir: &Path) -> Result<Report> {
+    let mut report = specs(suite, endpoint, options, dir, &[])?;
+    let focus = options.focus.as_deref().unwrap_or(STREAMING);
+    if options.focus.is_none() || focus.to_lowercase().contains("streaming") {
+        println!("the streaming specs again, over WebSocket");
+        let again = Options {
+            focus: Some(STREAMING.to_owned()),
+            ..options.clone()
+        };
+        report.add(
+            "over WebSocket",
+            specs(suite, endpoint, &again, dir, &WEBSOCKET)?,
+        );
+    }
+    Ok(report)
+}
+
 /// Runs the suite. Specs are excluded only on Kelson: a peer is shown as it is.
-fn specs(suite: &Path, endpoint: &str, options: &Options, dir: &Path) -> Result<Report> {
+fn specs(
+    suite: &Path,
+    endpoint: &str,
+    options: &Options,
+    dir: &Path,
+    flags: &[&str],
+) -> Result<Report> {
     let file = dir.join("report.json");
     let log_path = dir.join("critest.log");
     let log = File::create(&log_path).context("cannot make the suite's log")?;
@@ -132,6 +161,7 @@ fn specs(suite: &Path, endpoint: &str, options: &Options, dir: &Path) -> Result<
         .arg(format!("-runtime-endpoint={endpoint}"))
         .arg(format!("-ginkgo.json-report={}", file.display()))
         .args(["-ginkgo.no-color", "-ginkgo.timeout=40m"])
+        .args(flags)
         .args(
             excluded
                 .iter()

@@ -74,6 +74,20 @@ impl Report {
         }
     }
 
+    /// Adds another run, whose specs are told by `note`.
+    pub(crate) fn add(&mut self, note: &str, other: Self) {
+        let named = |specs: BTreeMap<String, String>| {
+            specs
+                .into_iter()
+                .map(|(name, said)| (format!("{name} ({note})"), said))
+                .collect::<Vec<_>>()
+        };
+        self.passed += other.passed;
+        self.failed.extend(named(other.failed));
+        self.skipped.extend(named(other.skipped));
+        self.excluded.extend(named(other.excluded));
+    }
+
     /// Prints every spec that did not pass, and the counts.
     pub(crate) fn print(&self) {
         for (title, specs) in [
@@ -130,5 +144,9 @@ mod tests {
             excluded: heap("Deck sings", "later"),
         };
         assert_eq!(report, expected);
+        let mut twice = Report::default();
+        twice.add("again", report);
+        assert_eq!(twice.passed, 1);
+        assert_eq!(twice.failed.keys().next().unwrap(), "AfterSuite  (again)");
     }
 }

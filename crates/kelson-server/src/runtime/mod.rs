@@ -1,6 +1,7 @@
 //! The runtime service: pods and containers.
 
 mod container_create;
+mod container_exec;
 mod container_exec_sync;
 mod container_list;
 mod container_log_reopen;
@@ -14,6 +15,7 @@ mod events;
 mod metrics;
 mod runtime_update;
 mod sandbox_list;
+mod sandbox_port_forward;
 mod sandbox_remove;
 mod sandbox_run;
 mod sandbox_stats;

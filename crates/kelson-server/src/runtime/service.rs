@@ -67,6 +67,9 @@ runtime_service! {
         container_status("ContainerStatus", request: ContainerStatusRequest, &request.container_id) -> ContainerStatusResponse = |server| server.container_lookup(&request);
         reopen_container_log("ReopenContainerLog", request: ReopenContainerLogRequest, &request.container_id) -> ReopenContainerLogResponse = |server| server.container_log_reopen(&request).await;
         exec_sync("ExecSync", request: ExecSyncRequest, &request.container_id) -> ExecSyncResponse = |server| server.container_exec_sync(request).await;
+        exec("Exec", request: ExecRequest, &request.container_id) -> ExecResponse = |server| server.container_exec(request);
+        attach("Attach", request: AttachRequest, &request.container_id) -> AttachResponse = |server| server.container_attach(&request);
+        port_forward("PortForward", request: PortForwardRequest, &request.pod_sandbox_id) -> PortForwardResponse = |server| server.sandbox_port_forward(&request);
         container_stats("ContainerStats", request: ContainerStatsRequest, &request.container_id) -> ContainerStatsResponse = |server| server.container_usage(&request).await;
         list_container_stats("ListContainerStats", request: ListContainerStatsRequest) -> ListContainerStatsResponse = |server| server.container_usage_list(request).await;
         pod_sandbox_stats("PodSandboxStats", request: PodSandboxStatsRequest, &request.pod_sandbox_id) -> PodSandboxStatsResponse = |server| server.sandbox_usage(&request).await;
@@ -86,9 +89,6 @@ runtime_service! {
         stream_pod_sandbox_metrics("StreamPodSandboxMetrics", _request: StreamPodSandboxMetricsRequest) -> StreamPodSandboxMetricsResponse = |server| server.metrics_stream();
     }
     absent {
-        exec("Exec", ExecRequest) -> ExecResponse;
-        attach("Attach", AttachRequest) -> AttachResponse;
-        port_forward("PortForward", PortForwardRequest) -> PortForwardResponse;
         checkpoint_container("CheckpointContainer", CheckpointContainerRequest) -> CheckpointContainerResponse;
     }
 }

@@ -17,8 +17,9 @@ use kelson_cgroup::Hierarchy;
 use kelson_image::{ImageConfig, Images};
 use kelson_network::{Fallback, Network, NetworkConfig};
 use kelson_pod::{Pods, PodsConfig};
-use kelson_server::{About, Server, Services};
+use kelson_server::{About, PodStreams, Server, Services};
 use kelson_snapshot::{Limits, Options, Overlayfs, Snapshotter};
+use kelson_streaming::KeyPair;
 use sd_notify::NotifyState;
 use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -74,7 +75,7 @@ fn workers() -> usize {
 async fn serve(config: &Config) -> anyhow::Result<()> {
     // A daemon of the same state directory holds this lock until it is gone.
     let _lock = lock(&config.state)?;
-    let (pods, server) = build(config).await?;
+    let (pods, streaming, server) = build(config).await?;
     let listener = bind(&config.socket)?;
     let mut terminate = signal(SignalKind::terminate()).context("cannot watch for signals")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot watch for signals")?;
@@ -97,6 +98,8 @@ async fn serve(config: &Config) -> anyhow::Result<()> {
     // No new clients; those that are connected get their answers.
     let _ = stop.send(());
     remove_socket(&config.socket);
+    // Sessions end first, while their clients can still be told; what they run goes on.
+    streaming.shutdown().await;
     pods.shutdown().await;
     match tokio::time::timeout(DRAIN, serving).await {
         Ok(ended) => ended.context("the CRI server failed")?,
@@ -116,7 +119,7 @@ fn tell_systemd(state: NotifyState<'_>) {
 }
 
 /// Opens the stores and recovers the node.
-async fn build(config: &Config) -> anyhow::Result<(Pods, Server)> {
+async fn build(config: &Config) -> anyhow::Result<(Pods, kelson_streaming::Server, Server)> {
     make_dir(&config.root)?;
     let root = config.root.clone();
     let sync = config.sync_layers;
@@ -164,8 +167,12 @@ async fn build(config: &Config) -> anyhow::Result<(Pods, Server)> {
     tokio::task::spawn_blocking(move || collector.collect())
         .await
         .context("freeing unneeded layers was cut off")??;
+    let backend = Arc::new(PodStreams::new(pods.clone()));
+    let streaming = kelson_streaming::Server::bind(streaming_config(config)?, backend).await?;
+    info!(address = streaming.base(), "serving streams");
     let server = Server::new(Services {
         pods: pods.clone(),
+        streaming: streaming.clone(),
         images,
         network,
         about: About {
@@ -173,7 +180,25 @@ async fn build(config: &Config) -> anyhow::Result<(Pods, Server)> {
             root: config.root.clone(),
         },
     });
-    Ok((pods, server))
+    Ok((pods, streaming, server))
+}
+
+/// The streaming server that a configuration describes.
+fn streaming_config(config: &Config) -> anyhow::Result<kelson_streaming::Config> {
+    let tls = match (&config.streaming_tls_cert, &config.streaming_tls_key) {
+        (Some(certificate), Some(key)) => Some(KeyPair {
+            certificate: certificate.clone(),
+            key: key.clone(),
+        }),
+        (None, None) => None,
+        _ => bail!("streaming.tls_cert and streaming.tls_key need each other; set both or neither"),
+    };
+    Ok(kelson_streaming::Config {
+        address: (config.streaming_address, config.streaming_port).into(),
+        idle: Duration::from_secs(config.streaming_idle_timeout),
+        tls,
+        ..kelson_streaming::Config::default()
+    })
 }
 
 fn open_snapshotter(

@@ -39,6 +39,41 @@ pub(super) const KEYS: &[Key] = &[
         set: |c, v| absolute(v).map(|p| c.socket = p),
     },
     Key {
+        name: "streaming.address",
+        doc: "Where exec, attach and port-forward are served. The kubelet is on this node: loopback is enough,\nand whoever reaches another address and learns a token (single use, one minute) can use it.",
+        default: "\"127.0.0.1\"",
+        set: |c, v| {
+            let address = string(v)?.parse();
+            c.streaming_address =
+                address.map_err(|_| "expected an IP address such as \"127.0.0.1\"".to_owned())?;
+            Ok(())
+        },
+    },
+    Key {
+        name: "streaming.port",
+        doc: "Its port; 0 takes any free one.",
+        default: "0",
+        set: |c, v| integer(v, 0, 65535).map(|n| c.streaming_port = u16::try_from(n).unwrap_or(0)),
+    },
+    Key {
+        name: "streaming.idle_timeout",
+        doc: "Seconds after which a session in which nothing moves is ended, 1 to 31536000.",
+        default: "14400",
+        set: |c, v| integer(v, 1, 31_536_000).map(|n| c.streaming_idle_timeout = n.unsigned_abs()),
+    },
+    Key {
+        name: "streaming.tls_cert",
+        doc: "Certificate and key, as PEM, to serve HTTPS with; both or neither. Read again when they change.",
+        default: "\"\"",
+        set: |c, v| optional(v).map(|path| c.streaming_tls_cert = path),
+    },
+    Key {
+        name: "streaming.tls_key",
+        doc: "The key of streaming.tls_cert.",
+        default: "\"\"",
+        set: |c, v| optional(v).map(|path| c.streaming_tls_key = path),
+    },
+    Key {
         name: "log.level",
         doc: "error, warn, info, debug, or a filter by module such as \"info,kelson_pod=debug\".",
         default: "\"info\"",
@@ -134,13 +169,7 @@ pub(super) const KEYS: &[Key] = &[
         name: "network.conf_template",
         doc: "A conflist with placeholders, for nodes whose kubelet tells the pod addresses (UpdateRuntimeConfig).\nWithout a usable network it becomes 10-kelson.conflist in conf_dir. {{.PodCIDR}} is the first range,\n{{.PodCIDRRanges}} all of them as host-local's ranges, {{.Routes}} default routes as its routes.\nEmpty: none.",
         default: "\"\"",
-        set: |c, v| {
-            c.cni_conf_template = match string(v)?.as_str() {
-                "" => None,
-                _ => Some(absolute(v)?),
-            };
-            Ok(())
-        },
+        set: |c, v| optional(v).map(|path| c.cni_conf_template = path),
     },
     Key {
         name: "network.bin_dirs",
@@ -303,6 +332,11 @@ fn blank() -> Config {
         root: PathBuf::new(),
         state: PathBuf::new(),
         socket: PathBuf::new(),
+        streaming_address: std::net::Ipv4Addr::LOCALHOST.into(),
+        streaming_port: 0,
+        streaming_idle_timeout: 0,
+        streaming_tls_cert: None,
+        streaming_tls_key: None,
         log_level: String::new(),
         log_format: LogFormat::Text,
         cgroup_driver: CgroupDriver::Cgroupfs,
@@ -362,6 +396,14 @@ fn absolute(value: &DeValue<'_>) -> Result<PathBuf, String> {
         Ok(path)
     } else {
         Err("expected an absolute path without \"..\"".into())
+    }
+}
+
+/// An absolute path, or none when it is empty.
+fn optional(value: &DeValue<'_>) -> Result<Option<PathBuf>, String> {
+    match string(value)?.as_str() {
+        "" => Ok(None),
+        _ => absolute(value).map(Some),
     }
 }
 

@@ -26,6 +26,16 @@ pub(crate) struct Config {
     pub(crate) state: PathBuf,
     /// The CRI socket.
     pub(crate) socket: PathBuf,
+    /// Where the streaming server listens.
+    pub(crate) streaming_address: std::net::IpAddr,
+    /// Its port; 0 for any.
+    pub(crate) streaming_port: u16,
+    /// When a session in which nothing moves is ended, in seconds.
+    pub(crate) streaming_idle_timeout: u64,
+    /// Its certificate; with its key, or neither.
+    pub(crate) streaming_tls_cert: Option<PathBuf>,
+    /// The key of its certificate.
+    pub(crate) streaming_tls_key: Option<PathBuf>,
     /// A `tracing` filter such as `info` or `info,kelson_pod=debug`.
     pub(crate) log_level: String,
     /// How log lines look.

@@ -69,6 +69,11 @@ async fn wrong_requests_get_the_status_that_peers_give() {
         let (answer, _) = ask(&server, &head).await;
         let got: u16 = answer.split(' ').nth(1).unwrap_or("0").parse().unwrap();
         assert_eq!(got, status, "{head}\n{answer}");
+        // Go's clients look at one line of this header only.
+        let says = |line: &str| answer.matches(line).count();
+        let upgrades = says("connection: Upgrade");
+        assert_eq!(upgrades, usize::from(status == 101), "{answer}");
+        assert!(says("connection: ") <= 1, "{answer}");
         if status == 403 && head.contains("SPDY") {
             assert!(answer.contains("x-accepted-stream-protocol-versions: v4.channel.k8s.io"));
         }
