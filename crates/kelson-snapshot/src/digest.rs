@@ -37,6 +37,27 @@ impl Digest {
         Self(Sha256::digest(data).into())
     }
 
+    /// The digest of everything that `data` yields, and how many bytes that is.
+    ///
+    /// # Errors
+    /// `data` cannot be read.
+    pub fn of_stream(data: &mut dyn std::io::Read) -> std::io::Result<(Self, u64)> {
+        let mut hash = Sha256::new();
+        let mut buffer = vec![0; 256 << 10];
+        let mut length = 0;
+        loop {
+            match data.read(&mut buffer) {
+                Ok(0) => return Ok((Self(hash.finalize().into()), length)),
+                Ok(count) => {
+                    hash.update(&buffer[..count]);
+                    length += count as u64;
+                }
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
     /// The 32 bytes.
     pub const fn as_bytes(&self) -> &[u8; 32] {
         &self.0

@@ -59,13 +59,15 @@ pub struct Rootfs {
 }
 
 /// What a container has beside its root.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Default)]
 pub struct Extras<'a> {
     /// Chains of other images whose trees the container mounts: they stay as long as it does.
     pub chains: &'a [ChainId],
     /// Directories of the container's image that it gets writable copies of, as paths in the image: the
     /// n-th copy is [`Snapshotter::volume`] n.
     pub volumes: &'a [String],
+    /// What the container has written already: a layer on top of the chain that stays its own.
+    pub changes: Option<Staging>,
 }
 
 /// Keeps a layer and all below it from being removed while it lives. It does not outlive the
@@ -124,7 +126,8 @@ pub trait Snapshotter: Send + Sync {
     ///
     /// # Errors
     /// Those of [`prepare`](Self::prepare); a volume that is something else than a directory in the
-    /// image, or larger than the limit of an image's layer.
+    /// image, or larger than the limit of an image's layer; [`SnapshotError::Unfit`] when the changes do
+    /// not fit the chain.
     fn prepare_with(
         &self,
         container: &str,

@@ -33,6 +33,23 @@ impl Staging {
         self.extracted.usage
     }
 
+    /// Its files, as a directory.
+    ///
+    /// # Errors
+    /// The directory cannot be opened.
+    pub fn open(&self) -> std::io::Result<std::os::fd::OwnedFd> {
+        Ok(tree::open_dir(&self.scratch.path().join("fs"))?)
+    }
+
+    /// Moves what is at its top under the plain name `name` to `to`, on the same file system.
+    ///
+    /// # Errors
+    /// It is not there, or something is at `to` already.
+    pub fn take(&self, name: &str, to: &Path) -> std::io::Result<()> {
+        debug_assert!(!name.contains('/'), "the name is not a plain one");
+        std::fs::rename(self.scratch.path().join("fs").join(name), to)
+    }
+
     pub(crate) fn into_parts(self) -> (Extracted, Scratch) {
         (self.extracted, self.scratch)
     }

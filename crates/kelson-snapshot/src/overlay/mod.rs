@@ -205,16 +205,29 @@ impl Inner {
         id: &str,
         record: ContainerRecord,
         volumes: &[String],
+        changes: Option<Staging>,
     ) -> Result<Rootfs, SnapshotError> {
         let chain = record.chain.as_ref();
         let rootfs = self.rootfs(id, chain)?;
         let scratch = self.scratch()?;
         let dir = scratch.path();
+        if let Some(changes) = changes {
+            let (extracted, changed) = changes.into_parts();
+            let from = changed.path().join("fs");
+            let layer = tree::open_dir(&from).map_err(on("open", &from))?;
+            let parents = self.view(chain)?;
+            let below = (!extracted.opaque_root).then_some(&parents);
+            graft::graft(&layer, below, &extracted).map_err(SnapshotError::Unfit)?;
+            fs::rename(&from, dir.join("upper")).map_err(on("move into place", &from))?;
+        }
         let make = || -> io::Result<()> {
             let like = rustix::fs::stat(&rootfs.lower[0])?;
             rustix::fs::mkdir(dir.join("work"), Mode::RWXU)?;
-            rustix::fs::mkdir(dir.join("upper"), Mode::RWXU)?;
-            file::describe(tree::open_dir(&dir.join("upper"))?, &graft::meta(&like))?;
+            let upper = dir.join("upper");
+            if !upper.exists() {
+                rustix::fs::mkdir(&upper, Mode::RWXU)?;
+                file::describe(tree::open_dir(&upper)?, &graft::meta(&like))?;
+            }
             records::write(&dir.join("chain.json"), &record)
         };
         make().map_err(on("prepare", dir))?;
@@ -336,7 +349,7 @@ impl Snapshotter for Overlayfs {
             state.containers.insert(container.into(), used);
         }
         let record = ContainerRecord { chain, others };
-        let made = self.0.make_container(container, record, extras.volumes);
+        let made = self.0.make_container(container, record, extras.volumes, extras.changes);
         if made.is_err() {
             self.0.state().containers.remove(container);
         }

@@ -389,7 +389,7 @@ fn images_that_a_container_mounts_stay_as_long_as_it() {
     let other = image(&layers, vec![Tar::new().file("b", b"2")]);
     let extras = Extras {
         chains: &other,
-        volumes: &[],
+        ..Extras::default()
     };
     layers.prepare_with("c", &own, extras).unwrap();
     let in_use = |layers: &Overlayfs| {
@@ -432,8 +432,8 @@ fn volumes_are_copies_that_go_with_their_container() {
     };
     fn extras(volumes: &[String]) -> Extras<'_> {
         Extras {
-            chains: &[],
             volumes,
+            ..Extras::default()
         }
     }
     let wanted = names(&["/data", "/not/there"]);
