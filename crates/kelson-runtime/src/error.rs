@@ -101,6 +101,12 @@ pub enum LaunchError {
     /// A step failed in the new process.
     #[error(transparent)]
     Step(#[from] StepError),
+    /// A restored container is not what its specification says.
+    #[error("the checkpoint makes something else than the request asks for: {what}")]
+    Restored {
+        /// What differs.
+        what: String,
+    },
     /// The new process did not execute its program in time.
     #[error("the container's process did not start its program in time")]
     TimedOut,

@@ -22,12 +22,14 @@ mod hook;
 mod launch;
 mod plan;
 mod progress;
+mod restore;
 mod steps;
 
 pub use error::{Kind, LaunchError, Step, StepError};
 pub use exec::{Exec, exec};
 pub use launch::{HookContext, Launch, Launched, Options, Rootfs, Stdio, launch};
 pub use progress::{Event, Progress};
+pub use restore::{Restore, check, restore, restored};
 
 /// The version of the OCI runtime specification that this crate follows.
 pub const OCI_VERSION: &str = "1.2.1";

@@ -21,6 +21,7 @@ mod namespaces;
 mod overlay;
 mod pivot;
 mod prepare;
+mod restorer;
 mod rootfs;
 mod sysctl;
 
@@ -35,6 +36,7 @@ use rustix::io::Errno;
 
 use crate::plan::{ContainerPlan, ProcessPlan};
 use crate::progress::{Channel, Message, cut};
+use crate::restore::Restore;
 use crate::{Kind, Options, Rootfs, Stdio, Step, seccomp};
 
 /// A new process: what both tables work on.
@@ -112,6 +114,27 @@ pub(crate) fn run_container<'a>(mut container: Container<'a>) -> ! {
     ];
     run(steps, &mut container, |c| &c.process.channel);
     run_process(container.process)
+}
+
+/// Becomes CRIU, which restores a container. Never returns.
+pub(crate) fn run_restore<'a>(
+    mut container: Container<'a>,
+    words: Vec<CString>,
+    restore: &Restore<'_>,
+) -> ! {
+    let _end = EndOnUnwind;
+    let steps: &Steps<Container<'a>> = &[
+        (Step::Prepare, |c| prepare::run(&mut c.process)),
+        (Step::Cgroup, namespaces::enter_cgroup),
+        (Step::Rootfs, rootfs::mount),
+        (Step::Mounts, restorer::make_targets),
+    ];
+    run(steps, &mut container, |c| &c.process.channel);
+    if let Err(failure) = restorer::execute(&mut container, words, restore) {
+        let channel = &container.process.channel;
+        channel.tell(&failure.message(Step::Execute));
+    }
+    kelson_sys::process::exit_now(1)
 }
 
 /// Starts a further process in a container. Never returns.
