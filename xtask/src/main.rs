@@ -6,6 +6,7 @@
 )]
 
 mod conformance;
+mod criu;
 mod deny;
 mod kubelet;
 mod machine;

@@ -11,6 +11,7 @@ use anyhow::{Context, Result, bail};
 /// A program that tests use, and the Debian package it comes from.
 const PACKAGES: &[(&str, &str)] = &[
     ("/bin/busybox", "busybox-static"),
+    ("/usr/sbin/criu", "criu"),
     ("/usr/bin/docker-registry", "docker-registry"),
     ("/usr/lib/cni/bridge", "containernetworking-plugins"),
     ("/usr/bin/curl", "curl"),

@@ -10,7 +10,7 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 
-use crate::setup;
+use crate::{criu, setup};
 
 /// What the test programs said.
 #[derive(Default)]
@@ -83,6 +83,10 @@ pub(crate) fn run(root: &Path, filter: &[&str]) -> Result<()> {
     if let Err(reason) = &crictl {
         println!("no crictl: {reason:#}");
     }
+    let criu = criu::find(root);
+    if let Err(reason) = &criu {
+        println!("no CRIU: {reason:#}");
+    }
     let mut tally = Tally::default();
     let mut tests = Command::new(env!("CARGO"));
     tests
@@ -91,6 +95,9 @@ pub(crate) fn run(root: &Path, filter: &[&str]) -> Result<()> {
     tests.args(filter).arg("--show-output");
     if let Ok(path) = &crictl {
         tests.env("KELSON_TEST_CRICTL", path);
+    }
+    if let Ok(path) = &criu {
+        tests.env("KELSON_TEST_CRIU", path);
     }
     let mut child = tests
         .stdout(Stdio::piped())

@@ -134,6 +134,9 @@ impl Client {
         /// Runs a command in a container; without a timeout in the request it may take for ever.
         runtime.exec_sync("ExecSync", ExecSyncRequest) -> ExecSyncResponse,
             |request: &ExecSyncRequest| (request.timeout > 0).then(|| seconds(request.timeout) + MARGIN);
+        /// Writes an archive of a running container; without a timeout the runtime has its own.
+        runtime.checkpoint_container("CheckpointContainer", CheckpointContainerRequest) -> CheckpointContainerResponse,
+            |request: &CheckpointContainerRequest| Some(CHANGE + seconds(request.timeout));
         /// Resource use of one container.
         runtime.container_stats("ContainerStats", ContainerStatsRequest) -> ContainerStatsResponse, read;
         /// Resource use of many containers.

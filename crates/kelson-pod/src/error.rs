@@ -174,6 +174,25 @@ pub enum PodError {
         /// What.
         what: String,
     },
+    /// Checkpoints are off on this node.
+    #[error(
+        "checkpoints are off on this node; set checkpoint.enabled to true in kelson's configuration"
+    )]
+    CheckpointsOff,
+    /// The container is being checkpointed already.
+    #[error("container {0} is being checkpointed already; try again when that is done")]
+    Checkpointing(ContainerId),
+    /// The container could not be checkpointed; it goes on.
+    #[error("cannot checkpoint container {container}")]
+    Checkpoint {
+        /// The container.
+        container: ContainerId,
+        /// What kind of trouble it is.
+        kind: ErrorKind,
+        /// Why.
+        #[source]
+        source: Cause,
+    },
     /// A step failed.
     #[error("cannot {step}")]
     Step {
@@ -204,7 +223,11 @@ impl PodError {
             | Self::ContainerState { .. }
             | Self::Target { .. }
             | Self::Removed { .. } => ErrorKind::State,
-            Self::Network { kind, .. } | Self::ImageVolume { kind, .. } => *kind,
+            Self::CheckpointsOff => ErrorKind::Unsupported,
+            Self::Checkpointing(_) => ErrorKind::State,
+            Self::Network { kind, .. }
+            | Self::ImageVolume { kind, .. }
+            | Self::Checkpoint { kind, .. } => *kind,
             Self::Closing => ErrorKind::Unavailable,
             Self::Stuck { .. } => ErrorKind::Timeout,
             Self::Start { .. } | Self::Step { .. } => ErrorKind::Internal,

@@ -4,6 +4,7 @@
 
 mod admission;
 mod apparmor;
+mod checkpoint;
 pub mod config;
 mod effects;
 mod error;
@@ -22,6 +23,7 @@ mod real;
 mod record;
 mod recover;
 mod registry;
+mod restore;
 mod signal;
 mod spec;
 mod stats;

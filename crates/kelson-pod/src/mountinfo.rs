@@ -44,6 +44,33 @@ pub(crate) fn allows(table: &[Entry], source: &Path, wanted: Propagation) -> Res
     ))
 }
 
+/// A mount of a process's namespace.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Mounted {
+    pub(crate) id: u64,
+    pub(crate) point: PathBuf,
+    /// The type of its file system.
+    pub(crate) kind: String,
+}
+
+/// The mounts of the process whose directory in procfs this is.
+pub(crate) fn of(process: &Path) -> Result<Vec<Mounted>, FileError> {
+    let path = process.join("mountinfo");
+    let text = std::fs::read_to_string(&path).map_err(FileError::on("read", &path))?;
+    Ok(mounted(&text))
+}
+
+pub(crate) fn mounted(text: &str) -> Vec<Mounted> {
+    let mounted = |line: &str| {
+        let mut fields = line.split(' ');
+        let id = fields.next()?.parse().ok()?;
+        let point = PathBuf::from(unescape(fields.nth(3)?));
+        let kind = fields.skip_while(|field| *field != "-").nth(1)?.to_owned();
+        Some(Mounted { id, point, kind })
+    };
+    text.lines().filter_map(mounted).collect()
+}
+
 fn parse(text: &str) -> Vec<Entry> {
     text.lines().filter_map(line).collect()
 }

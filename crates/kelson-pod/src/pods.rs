@@ -26,7 +26,7 @@ use crate::units::Units;
 use crate::validate::{self, Facts};
 use crate::view::{ContainerState, Snapshot};
 use crate::world::{SHIM_CALL, World, now};
-use crate::{ContainerId, PodId, exec, machine};
+use crate::{ContainerId, PodId, checkpoint, exec, machine};
 
 /// How long [`Pods::shutdown`] waits for what is under way.
 const DRAIN: Duration = Duration::from_secs(10);
@@ -72,6 +72,8 @@ pub struct PodsConfig {
     pub unprivileged_ports: bool,
     /// Directories of files that describe CDI devices; a later one wins.
     pub cdi_dirs: Vec<PathBuf>,
+    /// CRIU, a path or a name; `None`: containers are neither checkpointed nor restored.
+    pub criu: Option<PathBuf>,
     /// The file that pods without DNS settings get a copy of.
     pub host_resolv_conf: PathBuf,
     /// The file whose entries follow the pod's own in its `/etc/hosts`.
@@ -97,6 +99,7 @@ impl Default for PodsConfig {
             passed_annotations: Vec::new(),
             unprivileged_ports: true,
             cdi_dirs: vec!["/etc/cdi".into(), "/var/run/cdi".into()],
+            criu: None,
             host_resolv_conf: "/etc/resolv.conf".into(),
             host_hosts: "/etc/hosts".into(),
         }
@@ -428,6 +431,18 @@ impl Pods {
         let shim = self.world.shims.at(self.world.pod_dir(&pod.id));
         let reopened = shim.reopen(*container, SHIM_CALL).await;
         reopened.map_err(|error| PodError::step("reopen the container's log", error))
+    }
+
+    /// Writes the processes and changed files of a running container into an archive at `location`, with
+    /// mode 0600, and lets it go on. Without a `timeout` it may take two minutes.
+    pub async fn checkpoint(
+        &self,
+        container: &ContainerId,
+        location: PathBuf,
+        timeout: Option<Duration>,
+    ) -> Result<(), PodError> {
+        self.check_open()?;
+        checkpoint::run(&self.world, *container, location, timeout).await
     }
 
     /// All pods and containers now.

@@ -78,6 +78,16 @@ pub(crate) struct SpecRecord {
     pub(crate) spec: Spec,
     pub(crate) seccomp: Seccomp,
     pub(crate) stdin: StdinPolicy,
+    /// It starts from a checkpoint, whose images lie beside its writable directory.
+    #[serde(default)]
+    pub(crate) restored: Option<Restored>,
+}
+
+/// What is kept of a checkpoint beside its images.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Restored {
+    /// Standard input, output and error as CRIU names them.
+    pub(crate) streams: [Option<String>; 3],
 }
 
 /// A container's seccomp filter.

@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::apparmor::AppArmor;
+use crate::checkpoint::Underway;
 use crate::effects::{kill, up};
 use crate::error::{OpenError, chain};
 use crate::events::Announcer;
@@ -33,7 +34,7 @@ use crate::task::{Phase, PodTask, Running, pod};
 use crate::validate::Facts;
 use crate::view::Board;
 use crate::world::World;
-use crate::{files, machine};
+use crate::{checkpoint, files, machine};
 
 /// The longest that the start waits for pods of dead shims to be taken down.
 const SETTLE: Duration = Duration::from_secs(10);
@@ -83,10 +84,16 @@ pub(crate) async fn open(
         board: Board::default(),
         events: Announcer::new(),
         registry: Registry::default(),
+        underway: Underway::default(),
         effects: TaskTracker::new(),
         closing: CancellationToken::new(),
         config,
     });
+    for container in world.snapshots.containers() {
+        if let Ok(rootfs) = world.snapshots.rootfs(&container) {
+            checkpoint::clean(&rootfs.upper);
+        }
+    }
     let records = Records::read(&world)?;
     recover(&world, records).await;
     Ok(world)

@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::apparmor::AppArmor;
+use crate::checkpoint::Underway;
 use crate::config::{NamespaceMode, PodConfig};
 use crate::events::Announcer;
 use crate::filters::Filters;
@@ -49,6 +50,8 @@ pub(crate) struct World {
     pub(crate) board: Board,
     pub(crate) events: Announcer,
     pub(crate) registry: Registry,
+    /// Containers that are being checkpointed.
+    pub(crate) underway: Underway,
     /// Everything under way that must not be cut off in the middle without need.
     pub(crate) effects: TaskTracker,
     /// Set when the daemon ends.

@@ -14,7 +14,7 @@ use kelson_cgroup::Version;
 use kelson_sys::process::{self, ns};
 
 use crate::launch::host_proc;
-use crate::plan::{ContainerPlan, MountKind, resources};
+use crate::plan::{ContainerPlan, MountKind, MountPlan, resources};
 use crate::progress::Channel;
 use crate::{Launch, LaunchError, Launched, Progress, Rootfs, Stdio, steps};
 
@@ -50,6 +50,15 @@ pub fn restore(launch: Launch<'_>, restore: &Restore<'_>) -> Result<Launched, La
     if matches!(launch.stdio, Stdio::Terminal) {
         let reason = "a container with a terminal cannot be restored";
         return Err(LaunchError::spec("process.terminal", reason));
+    }
+    if launch.spec.hooks().is_some() {
+        let reason = "a container with hooks, such as those of CDI devices, cannot be restored";
+        return Err(LaunchError::spec("hooks", reason));
+    }
+    let image = |mount: &MountPlan| matches!(mount.kind, MountKind::Layers { .. });
+    if plan.mounts.iter().any(image) {
+        let reason = "a container with mounted images cannot be restored";
+        return Err(LaunchError::spec("mounts", reason));
     }
     let existed = launch.cgroup.exists();
     let cgroup = launch.cgroup;
@@ -165,7 +174,7 @@ fn outside(plan: &ContainerPlan, launch: &Launch<'_>) -> Vec<(PathBuf, PathBuf)>
                     all.push((target.unwrap_or_else(|| mount.target.clone()), directory));
                 }
             }
-            MountKind::Filesystem { .. } => {}
+            MountKind::Filesystem { .. } | MountKind::Layers { .. } => {}
         }
     }
     let null = Path::new("/dev/null");

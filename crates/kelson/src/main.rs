@@ -43,9 +43,9 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    // These four come before anything else is set up: the zygote must stay as small as it can, as
-    // must what keeps a cgroup for a container to come, the OCI runtime must not have threads, and the
-    // demo's guest lives in a container.
+    // These come before anything else is set up: the zygote must stay as small as it can, as must what
+    // keeps a cgroup for a container to come, the OCI runtime and who changes namespaces must not have
+    // threads, and the demo's guest lives in a container.
     let mut arguments = std::env::args_os().skip(1);
     match arguments
         .next()
@@ -55,6 +55,7 @@ fn main() -> ExitCode {
         Some("zygote") => return kelson_shim::zygote::main(),
         Some("hold") => return hold(),
         Some("oci") => return kelson_runtime::cli::main(oci_arguments(arguments)),
+        Some("enter") => return cmd::enter::main(arguments),
         Some("demo-guest") => {
             let arguments: Vec<String> = arguments
                 .map(|word| word.to_string_lossy().into_owned())

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use kelson_shim::ids::{ContainerId, PodId};
 use kelson_shim::proto::StdinPolicy;
-use kelson_snapshot::{Extras, SnapshotError};
+use kelson_snapshot::{ChainId, Extras, SnapshotError};
 use kelson_store::Batch;
 use kelson_sys::root::Root;
 use rustix::fs::{Mode, OFlags};
@@ -17,14 +17,15 @@ use crate::config::{ContainerConfig, PodConfig, Propagation};
 use crate::error::{Cause, Mistake, Mistakes, PodError};
 use crate::janitor::{self, Debt};
 use crate::outside::ImageFacts;
-use crate::record::{ContainerPhase, ContainerRecord, SpecRecord};
+use crate::record::{ContainerPhase, ContainerRecord, Restored, SpecRecord};
+use crate::restore::Checkpoint;
 use crate::spec::devices::{self, Node};
 use crate::spec::mounts::Bind;
 use crate::spec::{self, process};
 use crate::users::{self, Identity};
 use crate::view::Resolved;
 use crate::world::{FileError, World, hostname};
-use crate::{mountinfo, signal};
+use crate::{mountinfo, restore, signal};
 
 /// Mode of directories that are made on the host because a mount or a log needs them.
 const DIR_MODE: u32 = 0o755;
@@ -59,10 +60,17 @@ pub(crate) async fn run(world: Arc<World>, request: Request) -> Result<Resolved,
 
 fn make(world: &Arc<World>, request: &Request) -> Result<(Batch, Resolved), PodError> {
     let config = &*request.config;
-    let image = world
-        .images
-        .find(&config.image.image)
-        .ok_or_else(|| PodError::NoSuchImage(config.image.image.clone()))?;
+    let name = &config.image.image;
+    let checkpoint = restore::location(name).map(|path| restore::open(world, path, config));
+    let checkpoint = checkpoint.transpose()?;
+    let (image_name, image) = match &checkpoint {
+        Some(checkpoint) => checkpoint.image(world)?,
+        None => {
+            let image = world.images.find(name);
+            let image = image.ok_or_else(|| PodError::NoSuchImage(name.clone()))?;
+            (name.clone(), image)
+        }
+    };
     if process::args(config, &image.process)
         .iter()
         .all(String::is_empty)
@@ -97,7 +105,7 @@ fn make(world: &Arc<World>, request: &Request) -> Result<(Batch, Resolved), PodE
         hostname: &name,
         config,
         image: &image.process,
-        image_name: &config.image.image,
+        image_name: &image_name,
         user: &identity.user,
         home: &identity.home,
         binds: &binds,
@@ -121,31 +129,44 @@ fn make(world: &Arc<World>, request: &Request) -> Result<(Batch, Resolved), PodE
             .map(|volume| (volume.mount, volume.reference.clone()))
             .collect(),
     };
-    let batch = records(
-        request,
-        &resolved,
-        SpecRecord {
-            spec,
-            seccomp,
-            stdin: stdin(config),
-        },
-    )?;
     let chains: Vec<_> = volumes.iter().filter_map(|volume| volume.top).collect();
     let extras = Extras {
         chains: &chains,
         volumes: &declared,
+        changes: None,
     };
-    world
-        .snapshots
-        .prepare_with(request.id.as_str(), &image.chain, extras)
-        .map_err(|error| match error {
-            SnapshotError::Volume { .. } => {
-                let cause: Cause = Arc::new(error);
-                PodError::Image("the image cannot be used".to_owned(), Some(cause))
-            }
-            error => PodError::step("make the container's writable directory", error),
-        })?;
+    let restored = prepare(world, &request.id, &image.chain, extras, checkpoint)?;
+    let record = SpecRecord {
+        spec,
+        seccomp,
+        stdin: stdin(config),
+        restored,
+    };
+    let batch = records(request, &resolved, record).inspect_err(|_| {
+        drop_files(world, request.id);
+    })?;
     Ok((batch, resolved))
+}
+
+/// Makes the writable directories, of a checkpoint if there is one.
+fn prepare(
+    world: &World,
+    id: &ContainerId,
+    chain: &[ChainId],
+    mut extras: Extras<'_>,
+    checkpoint: Option<Checkpoint>,
+) -> Result<Option<Restored>, PodError> {
+    let (changes, rest) = checkpoint.map(Checkpoint::apart).unzip();
+    extras.changes = changes.flatten();
+    let made = world.snapshots.prepare_with(id.as_str(), chain, extras);
+    made.map_err(|error| match error {
+        SnapshotError::Volume { .. } => {
+            let cause: Cause = Arc::new(error);
+            PodError::Image("the image cannot be used".to_owned(), Some(cause))
+        }
+        error => PodError::step("make the container's writable directory", error),
+    })?;
+    rest.map(|rest| rest.keep(world, id.as_str())).transpose()
 }
 
 fn records(request: &Request, resolved: &Resolved, spec: SpecRecord) -> Result<Batch, PodError> {

@@ -14,12 +14,16 @@ use crate::error::PodError;
 use crate::filters::FilterError;
 use crate::outside::Shim;
 use crate::record::{Seccomp, SpecRecord};
+use crate::restore::{self, RestoreError};
 use crate::spec;
 use crate::view::Resolved;
 use crate::world::{KILL_TIMEOUT, SHIM_CALL, World};
 
 /// What the shim's own time limit has more than ours less: it undoes what is late, and says so.
 const GRACE: Duration = Duration::from_secs(5);
+
+/// The least that restoring a container may take: its memory is read from the disk.
+const RESTORE: Duration = Duration::from_secs(120);
 
 /// Why a container could not be started.
 #[derive(Debug, thiserror::Error)]
@@ -36,6 +40,8 @@ pub(crate) enum StartError {
     Filter(#[from] FilterError),
     #[error(transparent)]
     Target(PodError),
+    #[error(transparent)]
+    Restore(#[from] RestoreError),
     #[error(transparent)]
     Shim(#[from] ShimError),
 }
@@ -58,13 +64,19 @@ pub(crate) async fn run(
             Ok::<_, StartError>((request, prepared))
         })
         .await?;
-    let deadline = world.config.start_timeout + GRACE;
+    let restores = request.restore.is_some();
+    let deadline = patience(&world, restores) + GRACE;
     let started = shim.start(request, deadline).await;
     if let Some(prepared) = prepared {
         world.blocking(move |_| drop(prepared)).await;
     }
     match started {
-        Ok(started) => Ok(started),
+        Ok(started) => {
+            if restores {
+                forget(&world, id).await;
+            }
+            Ok(started)
+        }
         Err(error) if error.refusal() == Some(RefusalKind::Exists) => {
             // An earlier daemon asked and did not live to hear the answer.
             let state = shim.state(SHIM_CALL).await?;
@@ -90,6 +102,25 @@ fn limits(spec: &Spec) -> kelson_cgroup::Resources {
     resources.map(kelson_runtime::limits).unwrap_or_default()
 }
 
+/// How long a start may take.
+fn patience(world: &World, restores: bool) -> Duration {
+    match restores {
+        true => world.config.start_timeout.max(RESTORE),
+        false => world.config.start_timeout,
+    }
+}
+
+/// Deletes the images that a container was restored from.
+async fn forget(world: &Arc<World>, id: ContainerId) {
+    let forget = move |world: &Arc<World>| match world.snapshots.rootfs(id.as_str()) {
+        Ok(rootfs) => restore::forget(&rootfs.upper),
+        Err(error) => {
+            tracing::warn!(container = %id, error = %crate::error::chain(&error), "images of a checkpoint stay")
+        }
+    };
+    world.blocking(forget).await;
+}
+
 fn request(
     world: &World,
     id: ContainerId,
@@ -101,9 +132,18 @@ fn request(
     if let Some((_, pid)) = target {
         spec::join_pid_namespace(&mut record.spec, pid);
     }
+    let seccomp = filter(world, &record)?;
+    let restore = match record.restored {
+        Some(restored) => {
+            let request = restore::request(world, &rootfs.upper, restored, seccomp.as_ref());
+            Some(request?)
+        }
+        None => None,
+    };
+    let timeout = patience(world, restore.is_some());
     Ok(StartRequest {
         id,
-        seccomp: filter(world, &record)?,
+        seccomp,
         rootfs: Rootfs::Overlay {
             lower: rootfs.lower,
             upper: rootfs.upper,
@@ -112,9 +152,10 @@ fn request(
         cgroup: resolved.cgroup.clone(),
         log: resolved.log.clone(),
         stdin: record.stdin,
-        timeout_ms: u64::try_from(world.config.start_timeout.as_millis()).unwrap_or(u64::MAX),
+        timeout_ms: u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX),
         spec: record.spec,
         pid_target: target.map(|(id, _)| id),
+        restore,
     })
 }
 

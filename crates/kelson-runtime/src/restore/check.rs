@@ -148,7 +148,7 @@ fn mounts(plan: &ContainerPlan, process: &Path) -> Result<(), Difference> {
     for mount in &mounted {
         let at = &mount.point;
         let within = plan.mounts.iter().any(|wanted| match wanted.kind {
-            MountKind::Filesystem { .. } => *at == wanted.target,
+            MountKind::Filesystem { .. } | MountKind::Layers { .. } => *at == wanted.target,
             MountKind::Bind { .. } | MountKind::Cgroup => at.starts_with(&wanted.target),
         });
         let hidden = plan.masked_paths.iter().chain(&plan.readonly_paths);
@@ -202,6 +202,7 @@ fn one(wanted: &MountPlan, found: &Mounted, root: &Root) -> Result<(), Differenc
             false => Err(format!("is of the type {}", found.kind)),
         },
         MountKind::Cgroup => Ok(()),
+        MountKind::Layers { .. } => Err("is an image".to_owned()),
         MountKind::Bind { source, .. } => {
             let there = root
                 .open_path_no_symlinks(&wanted.target)

@@ -1,5 +1,6 @@
 //! The runtime service: pods and containers.
 
+mod container_checkpoint;
 mod container_create;
 mod container_exec;
 mod container_exec_sync;

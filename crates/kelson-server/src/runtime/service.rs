@@ -1,6 +1,4 @@
 //! The table of the runtime service: which verb goes where.
-//!
-//! Verbs that Kelson does not have yet answer UNIMPLEMENTED with their name.
 
 use kelson_cri::v1;
 use kelson_cri::v1::runtime_service_server::RuntimeService;
@@ -9,13 +7,12 @@ use tonic::{Request, Response, Status};
 
 use crate::Server;
 
-/// Writes the implementation: verbs with the subject of their span and their handler, streaming verbs
-/// with theirs, and verbs that do not exist yet.
+/// Writes the implementation: verbs with the subject of their span and their handler, and streaming
+/// verbs with theirs.
 macro_rules! runtime_service {
     (
         verbs { $($method:ident($name:literal, $request:ident: $in:ident $(, $subject:expr)?) -> $out:ident = |$server:ident| $handler:expr;)* }
         streams { $($stream:ident($stream_name:literal, $stream_request:ident: $stream_in:ident) -> $stream_out:ident = |$stream_server:ident| $stream_handler:expr;)* }
-        absent { $($absent:ident($absent_name:literal, $absent_in:ident) -> $absent_out:ident;)* }
     ) => {
         #[tonic::async_trait]
         impl RuntimeService for Server {
@@ -35,18 +32,8 @@ macro_rules! runtime_service {
                     self.instrument.verb($stream_name, "", async { Ok($stream_handler) }).await
                 }
             )*
-
-            $(
-                async fn $absent(&self, _: Request<v1::$absent_in>) -> Result<Response<v1::$absent_out>, Status> {
-                    Err(absent($absent_name))
-                }
-            )*
         }
     };
-}
-
-fn absent(name: &str) -> Status {
-    Status::unimplemented(format!("kelson does not have {name} yet"))
 }
 
 runtime_service! {
@@ -66,6 +53,7 @@ runtime_service! {
         list_containers("ListContainers", request: ListContainersRequest) -> ListContainersResponse = |server| server.container_list(request);
         container_status("ContainerStatus", request: ContainerStatusRequest, &request.container_id) -> ContainerStatusResponse = |server| server.container_lookup(&request);
         reopen_container_log("ReopenContainerLog", request: ReopenContainerLogRequest, &request.container_id) -> ReopenContainerLogResponse = |server| server.container_log_reopen(&request).await;
+        checkpoint_container("CheckpointContainer", request: CheckpointContainerRequest, &request.container_id) -> CheckpointContainerResponse = |server| server.container_checkpoint(request).await;
         exec_sync("ExecSync", request: ExecSyncRequest, &request.container_id) -> ExecSyncResponse = |server| server.container_exec_sync(request).await;
         exec("Exec", request: ExecRequest, &request.container_id) -> ExecResponse = |server| server.container_exec(request);
         attach("Attach", request: AttachRequest, &request.container_id) -> AttachResponse = |server| server.container_attach(&request);
@@ -87,9 +75,6 @@ runtime_service! {
         stream_container_stats("StreamContainerStats", request: StreamContainerStatsRequest) -> StreamContainerStatsResponse = |server| server.container_usage_stream(request);
         stream_pod_sandbox_stats("StreamPodSandboxStats", request: StreamPodSandboxStatsRequest) -> StreamPodSandboxStatsResponse = |server| server.sandbox_usage_stream(request);
         stream_pod_sandbox_metrics("StreamPodSandboxMetrics", _request: StreamPodSandboxMetricsRequest) -> StreamPodSandboxMetricsResponse = |server| server.metrics_stream();
-    }
-    absent {
-        checkpoint_container("CheckpointContainer", CheckpointContainerRequest) -> CheckpointContainerResponse;
     }
 }
 

@@ -194,6 +194,20 @@ pub struct StartRequest {
     /// another process's by now.
     #[serde(default)]
     pub pid_target: Option<ContainerId>,
+    /// What its processes are restored from; none: its program is executed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub restore: Option<RestoreRequest>,
+}
+
+/// Images of processes that CRIU has written.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RestoreRequest {
+    /// The program CRIU, an absolute path.
+    pub criu: PathBuf,
+    /// The directory of the images; CRIU's log comes there too.
+    pub images: PathBuf,
+    /// What standard input, output and error were, in CRIU's words; none: CRIU makes it again.
+    pub streams: [Option<String>; 3],
 }
 
 /// A compiled seccomp filter: the bytes of `kelson_runtime::seccomp::Program`, in hexadecimal on

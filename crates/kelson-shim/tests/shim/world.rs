@@ -196,6 +196,7 @@ impl Pod {
             log: Some(self.logs.join(format!("{id}.log"))),
             seccomp: None,
             stdin: StdinPolicy::None,
+            restore: None,
             timeout_ms: 10_000,
             pid_target: None,
         }

@@ -349,7 +349,9 @@ impl Snapshotter for Overlayfs {
             state.containers.insert(container.into(), used);
         }
         let record = ContainerRecord { chain, others };
-        let made = self.0.make_container(container, record, extras.volumes, extras.changes);
+        let made = self
+            .0
+            .make_container(container, record, extras.volumes, extras.changes);
         if made.is_err() {
             self.0.state().containers.remove(container);
         }

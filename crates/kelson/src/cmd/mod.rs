@@ -2,4 +2,5 @@
 
 pub(crate) mod client;
 pub(crate) mod config;
+pub(crate) mod enter;
 pub(crate) mod serve;

@@ -152,6 +152,7 @@ async fn build(config: &Config) -> anyhow::Result<(Pods, kelson_streaming::Serve
         cdi_dirs: config.cdi_dirs.clone(),
         passed_annotations: config.passed_annotations.clone(),
         unprivileged_ports: config.unprivileged_ports,
+        criu: config.checkpoints.then(|| config.criu.clone()),
         ..PodsConfig::default()
     };
     let pods = Pods::open(

@@ -292,6 +292,26 @@ pub(super) const KEYS: &[Key] = &[
         default: "true",
         set: |c, v| boolean(v).map(|b| c.sync_layers = b),
     },
+    Key {
+        name: "checkpoint.enabled",
+        doc: "Checkpoint containers (CheckpointContainer) and restore them (a container whose image is the path of\nan archive) with CRIU. An archive holds memory and environment, secrets included: it is written with\nmode 0600. Restore only archives from where you would take a privileged image: CRIU reads them as root.",
+        default: "false",
+        set: |c, v| boolean(v).map(|b| c.checkpoints = b),
+    },
+    Key {
+        name: "checkpoint.criu",
+        doc: "CRIU: a path, or a name that is looked for in PATH and the sbin directories. Debian's package is\ncriu; kernels from 6.13 on need CRIU 4.1.",
+        default: "\"criu\"",
+        set: |c, v| {
+            let text = string(v)?;
+            let right = !text.is_empty() && (text.starts_with('/') || !text.contains('/'));
+            if !right {
+                return Err("expected an absolute path, or a name such as \"criu\"".into());
+            }
+            c.criu = PathBuf::from(text);
+            Ok(())
+        },
+    },
 ];
 
 /// The configuration with every key at its default.
@@ -360,6 +380,8 @@ fn blank() -> Config {
         pinned_images: Vec::new(),
         max_layer_bytes: 0,
         sync_layers: true,
+        checkpoints: false,
+        criu: PathBuf::new(),
     }
 }
 

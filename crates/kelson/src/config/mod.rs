@@ -80,6 +80,10 @@ pub(crate) struct Config {
     pub(crate) pinned_images: Vec<String>,
     /// Largest unpacked size of one layer, in bytes.
     pub(crate) max_layer_bytes: u64,
+    /// Whether containers may be checkpointed and restored.
+    pub(crate) checkpoints: bool,
+    /// CRIU, by path or by name.
+    pub(crate) criu: PathBuf,
     /// Whether a layer is written through to the disk before it counts as complete.
     pub(crate) sync_layers: bool,
 }

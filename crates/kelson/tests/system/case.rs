@@ -29,6 +29,8 @@ pub(crate) enum Need {
     Systemd,
     /// crictl, whose path is in the environment.
     Crictl,
+    /// CRIU, whose path is in the environment.
+    Criu,
 }
 
 impl Need {
@@ -43,6 +45,9 @@ impl Need {
             Self::Crictl => std::env::var_os("KELSON_TEST_CRICTL")
                 .is_none()
                 .then(|| "needs crictl (run by cargo xtask test, built with Go)".to_owned()),
+            Self::Criu => std::env::var_os("KELSON_TEST_CRIU")
+                .is_none()
+                .then(|| "needs a CRIU that works here (found by cargo xtask test)".to_owned()),
         }
     }
 }

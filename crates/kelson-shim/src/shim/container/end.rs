@@ -25,6 +25,22 @@ impl Shim {
         let Some(container) = self.containers.get_mut(&serial) else {
             return;
         };
+        if let Phase::Starting {
+            restoring,
+            failure: None,
+            ..
+        } = &mut container.phase
+            && let Some(restoring) = restoring.take()
+        {
+            match restoring.finish(container, status) {
+                Ok(()) => return self.container_runs(serial),
+                Err(refusal) => {
+                    if let Phase::Starting { failure, .. } = &mut container.phase {
+                        *failure = Some(refusal);
+                    }
+                }
+            }
+        }
         let outcome = match &mut container.phase {
             Phase::Running(started) => Ok(*started),
             Phase::Starting {

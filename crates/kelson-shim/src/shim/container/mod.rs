@@ -2,6 +2,7 @@
 
 mod control;
 mod end;
+mod restore;
 mod start;
 
 use std::os::fd::OwnedFd;
@@ -18,6 +19,7 @@ use crate::ids::ContainerId;
 use crate::log::{Log, Stream};
 use crate::proto::frame::{HEADER, MAX_DATA};
 use crate::proto::{ContainerState, Event, Refusal, RefusalKind, Started, StdinPolicy};
+use restore::Restoring;
 pub(in crate::shim) use start::{launch_refusal, seccomp_program, silent_end};
 
 /// When the count of OOM kills is read after a notice, and until when: a notice may come a moment
@@ -67,6 +69,8 @@ enum Phase {
         progress: Progress,
         deadline: Instant,
         failure: Option<Refusal>,
+        /// CRIU is at work: the process is CRIU's.
+        restoring: Option<Box<Restoring>>,
     },
     Running(Started),
     /// Its first process is gone.

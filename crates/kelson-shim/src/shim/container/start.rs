@@ -5,13 +5,13 @@ use std::time::{Duration, Instant};
 
 use kelson_cgroup::Cgroup;
 use kelson_runtime::{
-    Event as Told, HookContext, Kind, Launch, LaunchError, Launched, Options, launch,
+    Event as Told, HookContext, Kind, Launch, LaunchError, Launched, Options, Restore, launch,
 };
 use oci_spec::runtime::{LinuxNamespaceType, Spec};
 use rustix::event::epoll::EventFlags;
 use rustix::process::WaitStatus;
 
-use super::{Container, Oom, Phase};
+use super::{Container, Oom, Phase, Restoring};
 use crate::ids::ContainerId;
 use crate::log::{Log, Stream};
 use crate::proto::{
@@ -34,6 +34,7 @@ struct Begun {
     policy: StdinPolicy,
     terminal: bool,
     outputs: Outputs,
+    restoring: Option<Box<Restoring>>,
 }
 
 /// The refusal for a process that did not come up.
@@ -108,6 +109,7 @@ impl Shim {
             policy,
             terminal,
             outputs,
+            restoring,
         } = begun;
         let serial = self.serial();
         let watched = self
@@ -138,6 +140,7 @@ impl Shim {
                 progress: launched.progress,
                 deadline: Instant::now() + timeout,
                 failure: None,
+                restoring,
             },
         };
         self.containers.insert(serial, container);
@@ -158,6 +161,7 @@ impl Shim {
             seccomp,
             stdin: policy,
             pid_target,
+            restore,
             ..
         } = request;
         if let Some(target) = pid_target {
@@ -197,7 +201,7 @@ impl Shim {
             Some(_) => Some(self.bundle(id, &spec, &rootfs)?),
             None => None,
         };
-        let launched = launch(Launch {
+        let what = Launch {
             spec: &spec,
             rootfs: &rootfs,
             cgroup: &cgroup,
@@ -207,8 +211,24 @@ impl Shim {
                 hooks,
                 ..Options::default()
             },
-        })
-        .map_err(|error| launch_refusal(&error))?;
+        };
+        let launched = match &restore {
+            None => launch(what),
+            Some(from) => kelson_runtime::restore(
+                what,
+                &Restore {
+                    criu: &from.criu,
+                    images: &from.images,
+                    streams: &from.streams,
+                },
+            ),
+        };
+        let launched = launched.map_err(|error| launch_refusal(&error))?;
+        let restoring = restore.map(|from| Restoring {
+            images: from.images,
+            filtered: seccomp.is_some(),
+            spec,
+        });
         Ok(Begun {
             launched,
             cgroup,
@@ -217,6 +237,7 @@ impl Shim {
             policy,
             terminal,
             outputs,
+            restoring: restoring.map(Box::new),
         })
     }
 
@@ -295,7 +316,12 @@ impl Shim {
             let Some(container) = self.containers.get_mut(&serial) else {
                 return;
             };
-            let Phase::Starting { progress, .. } = &mut container.phase else {
+            let Phase::Starting {
+                progress,
+                restoring,
+                ..
+            } = &mut container.phase
+            else {
                 return;
             };
             match progress.try_next() {
@@ -319,6 +345,11 @@ impl Shim {
                     }
                 }
                 Ok(Some(Told::HooksDue | Told::Waiting)) => {}
+                Ok(Some(Told::Executed)) if restoring.is_some() => {
+                    // CRIU was executed, and tells the rest by its end.
+                    self.poll.remove(progress.as_fd());
+                    return;
+                }
                 Ok(Some(Told::Executed)) => return self.container_runs(serial),
                 Ok(Some(Told::Failed(error))) => {
                     self.poll.remove(progress.as_fd());
@@ -333,7 +364,7 @@ impl Shim {
         }
     }
 
-    fn container_runs(&mut self, serial: u64) {
+    pub(super) fn container_runs(&mut self, serial: u64) {
         let Some(container) = self.containers.get_mut(&serial) else {
             return;
         };

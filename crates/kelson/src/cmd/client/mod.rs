@@ -3,6 +3,7 @@
 //! Nothing here uses anything that only Kelson has: each command works with `--runtime-endpoint` on any
 //! socket that speaks CRI v1. A command writes results to standard output and all else to standard error.
 
+mod checkpoint;
 mod events;
 mod exec;
 mod images;
@@ -68,6 +69,8 @@ pub(crate) enum Command {
     Logs(logs::Args),
     /// Run a command in a running container
     Exec(exec::Args),
+    /// Write the processes and files of a running container to an archive
+    Checkpoint(checkpoint::Args),
     /// Stop pods and containers
     Stop(stop::Args),
     /// Remove pods and containers
@@ -142,6 +145,7 @@ pub(crate) async fn execute(client: &Client, command: Command, io: &mut Io<'_>) 
         Command::Ps(args) => ps::run(args, client, io).await,
         Command::Logs(args) => logs::run(args, client, io).await,
         Command::Exec(args) => exec::run(args, client, io).await,
+        Command::Checkpoint(args) => checkpoint::run(args, client, io).await,
         Command::Stop(args) => stop::run(args, client, io).await,
         Command::Rm(args) => rm::run(args, client, io).await,
         Command::Stats(args) => stats::run(args, client, io).await,

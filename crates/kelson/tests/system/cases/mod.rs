@@ -4,6 +4,8 @@ mod bad_archives;
 mod bad_images;
 mod bad_input;
 mod bad_networks;
+mod checkpoint;
+mod checkpoint_bad;
 mod cli;
 mod cli_run;
 mod containers;
@@ -33,6 +35,8 @@ pub(crate) fn all() -> Vec<Case> {
         bad_images::cases(),
         bad_input::cases(),
         bad_networks::cases(),
+        checkpoint::cases(),
+        checkpoint_bad::cases(),
         cli::cases(),
         cli_run::cases(),
         containers::cases(),
