@@ -8,6 +8,7 @@ use std::thread;
 
 use kelson_store::{Batch, Store, StoreError};
 use tokio::sync::oneshot;
+use tracing::{Instrument as _, debug_span};
 
 /// Most batches that are made into one commit.
 const MAX_GROUP: usize = 256;
@@ -35,7 +36,8 @@ impl Journal {
         self.0
             .send((batch, Some(answer)))
             .expect("the journal's thread runs");
-        answered.await.expect("the journal answers every batch")
+        let answered = answered.instrument(debug_span!("commit")).await;
+        answered.expect("the journal answers every batch")
     }
 
     /// Hands the batch in; a failure is logged. For what can be found out again: the shim and its exit

@@ -9,7 +9,7 @@ use kelson_cgroup::systemd::slice_path;
 use kelson_shim::client::{Session, Zygote};
 use kelson_shim::proto::TerminalSize;
 use tokio::net::TcpStream;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::oneshot;
 
 use crate::apparmor::AppArmor;
 use crate::config::{ContainerConfig, PodConfig, Profile, Resources};
@@ -205,7 +205,7 @@ impl Pods {
         let name = config.metadata.clone();
         let mut task = None;
         let (inbox, _) = self.world.registry.claim(&name, || {
-            let (inbox, messages) = mpsc::unbounded_channel();
+            let (inbox, messages) = Inbox::new();
             task = Some((inbox.clone(), messages));
             (id, inbox)
         });

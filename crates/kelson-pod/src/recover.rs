@@ -12,7 +12,6 @@ use std::time::Duration;
 use kelson_shim::ids::{ContainerId, PodId};
 use kelson_snapshot::Snapshotter;
 use kelson_store::{Scan, Store};
-use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -28,7 +27,7 @@ use crate::journal::Journal;
 use crate::outside::{Cgroups, ImageSource, PodNetwork, Shims};
 use crate::pods::PodsConfig;
 use crate::record::{ContainerPhase, ContainerRecord, PodPhase, PodRecord};
-use crate::registry::Registry;
+use crate::registry::{Inbox, Registry};
 use crate::task::container::Container;
 use crate::task::{Phase, PodTask, Running, pod};
 use crate::validate::Facts;
@@ -218,7 +217,7 @@ async fn recover_pod(
         up::undo(&world, &id, &config).await;
         return;
     }
-    let (inbox, messages) = mpsc::unbounded_channel();
+    let (inbox, messages) = Inbox::new();
     world.registry.adopt(&config.metadata, id, inbox.clone());
     let not_ready = |reason: &str| Phase::NotReady {
         reason: reason.to_owned(),

@@ -6,12 +6,36 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use kelson_shim::ids::PodId;
 use tokio::sync::mpsc;
+use tracing::Span;
 
 use crate::config::PodMetadata;
 use crate::task::Message;
 
-/// The way to a pod's task.
-pub(crate) type Inbox = mpsc::UnboundedSender<Message>;
+/// The way to a pod's task. A message brings the span in which it was sent, so that what is done because of
+/// it is known to belong there.
+#[derive(Debug, Clone)]
+pub(crate) struct Inbox(mpsc::UnboundedSender<(Span, Message)>);
+
+/// The task's end of its [`Inbox`].
+pub(crate) type Messages = mpsc::UnboundedReceiver<(Span, Message)>;
+
+impl Inbox {
+    /// A new one.
+    pub(crate) fn new() -> (Self, Messages) {
+        let (sender, messages) = mpsc::unbounded_channel();
+        (Self(sender), messages)
+    }
+
+    /// Sends; fails when the task has ended, which drops the message.
+    pub(crate) fn send(&self, message: Message) -> Result<(), Ended> {
+        let sent = self.0.send((Span::current(), message));
+        sent.map_err(|_| Ended)
+    }
+}
+
+/// The task of a pod has ended.
+#[derive(Debug)]
+pub(crate) struct Ended;
 
 /// See the module.
 #[derive(Debug, Default)]
@@ -75,7 +99,7 @@ mod tests {
     use super::*;
 
     fn inbox() -> (PodId, Inbox) {
-        (PodId::random().unwrap(), mpsc::unbounded_channel().0)
+        (PodId::random().unwrap(), Inbox::new().0)
     }
 
     #[test]

@@ -126,8 +126,8 @@ impl World {
         self: &Arc<Self>,
         work: impl FnOnce(&Arc<Self>) -> T + Send + 'static,
     ) -> T {
-        let world = Arc::clone(self);
-        match tokio::task::spawn_blocking(move || work(&world)).await {
+        let (world, span) = (Arc::clone(self), tracing::Span::current());
+        match tokio::task::spawn_blocking(move || span.in_scope(|| work(&world))).await {
             Ok(value) => value,
             Err(error) => std::panic::resume_unwind(error.into_panic()),
         }

@@ -5,6 +5,7 @@ mod cmd;
 mod config;
 mod demo;
 mod log;
+mod trace;
 mod ui;
 
 use std::process::ExitCode;

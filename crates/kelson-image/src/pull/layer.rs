@@ -9,6 +9,7 @@ use kelson_snapshot::{
     ChainId, DiffId, Expected, Hold, SnapshotError, Staging, UnpackError, Which,
 };
 use tokio::sync::{Semaphore, mpsc};
+use tracing::{Instrument as _, debug_span};
 
 use super::{LayerTicket, blocking};
 use crate::error::PullError;
@@ -38,7 +39,8 @@ impl Layer {
         meter: Arc<Meter>,
         parent: Option<LayerTicket>,
     ) -> Result<Arc<Hold>, PullError> {
-        let staging = self.stage(&meter).await?;
+        let unpacking = debug_span!("download and unpack", layer = %self.blob.digest);
+        let staging = self.stage(&meter).instrument(unpacking).await?;
         // The share in the layer below, and so that layer, is kept until this one is committed.
         let mut parent = parent;
         if let Some(parent) = &mut parent {
@@ -60,7 +62,8 @@ impl Layer {
                 .ok_or(SnapshotError::UnknownLayer(chain))
         });
         let layer = self.blob.digest;
-        match committed.await? {
+        let committing = debug_span!("commit the layer", %layer);
+        match committed.instrument(committing).await? {
             Ok(hold) => {
                 meter.set(LayerState::Done);
                 Ok(Arc::new(hold))

@@ -20,6 +20,7 @@ use std::time::Duration;
 use kelson_snapshot::{ChainId, Digest, Hold};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
+use tracing::{Instrument as _, debug_span};
 
 use crate::credentials::Credentials;
 use crate::error::PullError;
@@ -108,7 +109,8 @@ impl Pull {
         let (inner, reference) = (&self.inner, &self.reference);
         let session =
             Arc::new(Session::open(&inner.config, &inner.clients, reference, credentials).await?);
-        let resolved = self.resolve(&session).await?;
+        let resolving = self.resolve(&session);
+        let resolved = resolving.instrument(debug_span!("resolve")).await?;
         let chain = ChainId::chain(&resolved.diff_ids);
         // Also if this future is dropped half-way.
         let mut unfinished = Unfinished(Some(inner));
@@ -160,7 +162,10 @@ impl Pull {
             config: resolved.config,
         };
         let inner = Arc::clone(&self.inner);
-        let id = blocking(move || inner.commit(pulled)).await??;
+        let committed = blocking(move || inner.commit(pulled));
+        let id = committed
+            .instrument(debug_span!("commit the image"))
+            .await??;
         drop(holds);
         Ok(id)
     }

@@ -11,6 +11,8 @@ use kelson_store::Batch;
 use kelson_sys::root::Root;
 use rustix::fs::{Mode, OFlags};
 
+use tracing::debug_span;
+
 use super::security;
 use super::volumes::{self, ImageVolume};
 use crate::config::{ContainerConfig, PodConfig, Propagation};
@@ -79,7 +81,8 @@ fn make(world: &Arc<World>, request: &Request) -> Result<(Batch, Resolved), PodE
         return Err(PodError::Image(text, None));
     }
     let stop_signal = stop_signal(config, &image)?;
-    let identity = identity(world, config, &image)?;
+    let identity = debug_span!("look up the user").in_scope(|| identity(world, config, &image))?;
+    let preparing = debug_span!("prepare mounts, devices, log").entered();
     let volumes = volumes::find(world, config)?;
     let declared = volumes::declared(world, config, &image)?;
     let mut binds = binds(config, &volumes)?;
@@ -93,6 +96,8 @@ fn make(world: &Arc<World>, request: &Request) -> Result<(Batch, Resolved), PodE
     let log = log(&request.pod_config, config)?;
     let seccomp = security::seccomp(world, config)?;
     let apparmor = security::apparmor(world, config)?;
+    drop(preparing);
+    let building = debug_span!("build the spec").entered();
     let (parent, _) = world.pod_cgroup(&request.pod, &request.pod_config);
     let cgroup = world.container_cgroup(&parent, &request.id);
     let name = hostname(&request.pod, &request.pod_config);
@@ -135,6 +140,8 @@ fn make(world: &Arc<World>, request: &Request) -> Result<(Batch, Resolved), PodE
         volumes: &declared,
         changes: None,
     };
+    drop(building);
+    let _stage = debug_span!("make the writable directory").entered();
     let restored = prepare(world, &request.id, &image.chain, extras, checkpoint)?;
     let record = SpecRecord {
         spec,

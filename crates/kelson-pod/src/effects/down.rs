@@ -12,6 +12,7 @@ use rustix::fs::{Mode, OFlags};
 use rustix::mount::{UnmountFlags, unmount};
 use rustix::net::{self, AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use rustix::process::{PidfdFlags, Signal};
+use tracing::{Instrument as _, debug_span};
 
 use crate::config::{NamespaceMode, PodConfig};
 use crate::error::{PodError, chain};
@@ -67,7 +68,11 @@ pub(crate) async fn take_down(
 ) -> Vec<Debt> {
     let mut debts = Vec::new();
     if config.namespaces.network != NamespaceMode::Node
-        && let Err(error) = world.network.del(id.to_string(), shim_pid).await
+        && let Err(error) = world
+            .network
+            .del(id.to_string(), shim_pid)
+            .instrument(debug_span!("give the network back"))
+            .await
     {
         tracing::warn!(pod = %id, error = %chain(&error), "the pod's network cannot be given back yet");
         debts.push(Debt::Network(*id));
@@ -78,6 +83,7 @@ pub(crate) async fn take_down(
     let shm = dir.join("shm");
     let cleared = world
         .blocking(move |world| {
+            let _stage = debug_span!("remove the cgroup").entered();
             unmount_shm(&shm);
             if !own {
                 return Ok(());
@@ -113,7 +119,9 @@ pub(crate) async fn remove_dir(world: &Arc<World>, dir: &Path) -> Result<(), Pod
 
 /// Asks the shim that may live in a pod's directory to end, and kills it when it does not.
 async fn end_shim(world: &Arc<World>, dir: &Path) {
-    let Err(error) = world.shims.at(dir.to_owned()).shutdown(SHIM_CALL).await else {
+    let shim = world.shims.at(dir.to_owned());
+    let ended = shim.shutdown(SHIM_CALL);
+    let Err(error) = ended.instrument(debug_span!("end the shim")).await else {
         return;
     };
     tracing::warn!(dir = %dir.display(), error = %chain(&error), "a shim does not end and is killed");

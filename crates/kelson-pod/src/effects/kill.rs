@@ -9,6 +9,7 @@ use kelson_shim::ids::{ContainerId, PodId};
 use kelson_shim::proto::Exit;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, sleep_until};
+use tracing::debug_span;
 
 use crate::error::chain;
 use crate::outside::Shim;
@@ -60,7 +61,10 @@ pub(crate) async fn run(
     loop {
         let cgroup = target.cgroup.clone();
         let killed = world
-            .blocking(move |world| world.cgroups.kill(&cgroup, KILL_TIMEOUT))
+            .blocking(move |world| {
+                let _stage = debug_span!("kill the cgroup").entered();
+                world.cgroups.kill(&cgroup, KILL_TIMEOUT)
+            })
             .await;
         let Err(error) = killed else { break };
         tracing::warn!(container = %target.id, error = %chain(&error), "a container does not die");

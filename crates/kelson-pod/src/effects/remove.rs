@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use kelson_shim::ids::{ContainerId, PodId};
 use kelson_store::Batch;
+use tracing::debug_span;
 
 use super::down;
 use crate::error::PodError;
@@ -31,9 +32,12 @@ pub(crate) async fn container(
     }
     world
         .blocking(move |world| {
+            let clearing = debug_span!("remove the cgroup").entered();
             let step = |error| PodError::step("remove the container's cgroup", error);
             world.cgroups.kill(&cgroup, KILL_TIMEOUT).map_err(step)?;
             world.cgroups.remove(&cgroup).map_err(step)?;
+            drop(clearing);
+            let _stage = debug_span!("remove the files").entered();
             world
                 .snapshots
                 .remove(id.as_str())

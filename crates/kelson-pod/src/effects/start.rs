@@ -9,6 +9,7 @@ use kelson_shim::proto::{RefusalKind, Rootfs, SeccompFilter, StartRequest, Start
 use kelson_snapshot::SnapshotError;
 use kelson_store::StoreError;
 use oci_spec::runtime::Spec;
+use tracing::{Instrument as _, debug_span};
 
 use crate::error::PodError;
 use crate::filters::FilterError;
@@ -58,6 +59,7 @@ pub(crate) async fn run(
     let cgroup = resolved.cgroup.clone();
     let (request, prepared) = world
         .blocking(move |world| {
+            let _stage = debug_span!("make the request").entered();
             let request = request(world, id, &resolved, target)?;
             let limits = limits(&request.spec);
             let prepared = world.cgroups.prepare(&request.cgroup, &limits)?;
@@ -66,7 +68,8 @@ pub(crate) async fn run(
         .await?;
     let restores = request.restore.is_some();
     let deadline = patience(&world, restores) + GRACE;
-    let started = shim.start(request, deadline).await;
+    let started = shim.start(request, deadline);
+    let started = started.instrument(debug_span!("the shim starts it")).await;
     if let Some(prepared) = prepared {
         world.blocking(move |_| drop(prepared)).await;
     }

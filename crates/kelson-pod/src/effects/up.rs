@@ -10,6 +10,8 @@ use kelson_shim::ids::PodId;
 use kelson_shim::proto::{Namespace, PodNamespaces, PodSetup, Ready};
 use kelson_store::Batch;
 
+use tracing::{Instrument as _, debug_span};
+
 use super::down;
 use crate::config::{NETWORK_FALLBACK, NamespaceMode, PodConfig, Protocol};
 use crate::error::{ErrorKind, PodError};
@@ -131,6 +133,7 @@ async fn make_local(
     let (id, config, name) = (*id, Arc::clone(config), name.to_owned());
     world
         .blocking(move |world| {
+            let _stage = debug_span!("files and cgroup").entered();
             let files = world.pod_files(&id, &config);
             let resolv_conf = &world.config.host_resolv_conf;
             files::write_names(&files, &config, &name, resolv_conf)
@@ -157,6 +160,7 @@ async fn make_shim(
     let forked = world
         .shims
         .fork(setup, world.config.start_timeout)
+        .instrument(debug_span!("fork the shim"))
         .await
         .map_err(|error| PodError::step("make the pod's namespaces", error))?;
     if config.namespaces.network == NamespaceMode::Node {
@@ -165,6 +169,7 @@ async fn make_shim(
     let attached = world
         .network
         .add(network_pod(id, config, forked.ready.pid))
+        .instrument(debug_span!("add the network"))
         .await;
     let attachment = attached.map_err(|error| PodError::Network {
         pod: *id,

@@ -7,6 +7,7 @@ use kelson_shim::ids::ContainerId;
 use kelson_shim::proto::Exit;
 use tokio::sync::watch;
 use tokio::time::Instant;
+use tracing::Instrument as _;
 
 use super::container::{Killer, State};
 use super::{Message, Phase, PodTask, Reply, answer};
@@ -132,6 +133,7 @@ impl PodTask {
         };
         let (world, shim) = (Arc::clone(&self.world), Arc::clone(&running.shim));
         let effect = kill::run(world, shim, target, receiver, self.inbox.clone());
+        let effect = effect.in_current_span();
         let task = self.world.effects.spawn(effect).abort_handle();
         *killer = Some(Killer { deadline, task });
     }

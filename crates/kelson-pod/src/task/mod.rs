@@ -39,7 +39,8 @@ use std::time::Duration;
 use kelson_shim::client::{ShimError, ShimEvent};
 use kelson_shim::ids::{ContainerId, PodId};
 use kelson_shim::proto::Started;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::oneshot;
+use tracing::Instrument as _;
 
 use crate::config::{ContainerConfig, PodConfig, Resources};
 use crate::effects::start::StartError;
@@ -48,7 +49,7 @@ use crate::effects::update::Updated;
 use crate::error::PodError;
 use crate::events::{Event, EventKind};
 use crate::outside::{Found, Shim};
-use crate::registry::Inbox;
+use crate::registry::{Inbox, Messages};
 use crate::view::{Exited, Pod, PodState, Resolved};
 use crate::world::{World, now};
 
@@ -228,7 +229,7 @@ impl PodTask {
     }
 
     /// Handles messages until the pod is gone or the daemon ends.
-    pub(crate) async fn run(mut self, mut messages: mpsc::UnboundedReceiver<Message>) {
+    pub(crate) async fn run(mut self, mut messages: Messages) {
         let closing = self.world.closing.clone();
         loop {
             let message = tokio::select! {
@@ -236,8 +237,10 @@ impl PodTask {
                 message = messages.recv() => message,
                 () = closing.cancelled() => return,
             };
-            let Some(message) = message else { return };
-            if self.handle(message) == Flow::End {
+            let Some((span, message)) = message else {
+                return;
+            };
+            if span.in_scope(|| self.handle(message)) == Flow::End {
                 return;
             }
         }
@@ -299,10 +302,11 @@ impl PodTask {
     /// Runs an effect that reports back with one message.
     fn spawn(&self, effect: impl Future<Output = Message> + Send + 'static) {
         let inbox = self.inbox.clone();
-        self.world.effects.spawn(async move {
+        let report = async move {
             // Without a task the pod is gone, and nobody asks any more.
             let _ = inbox.send(effect.await);
-        });
+        };
+        self.world.effects.spawn(report.in_current_span());
     }
 
     /// The pod as readers see it.

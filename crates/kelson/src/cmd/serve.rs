@@ -28,6 +28,7 @@ use tracing::{info, warn};
 
 use crate::config::{self, CgroupDriver, Config, NetworkFallback};
 use crate::log;
+use crate::trace::Timeline;
 
 /// How long calls under way may take to end after a signal.
 const DRAIN: Duration = Duration::from_secs(10);
@@ -41,6 +42,9 @@ pub(crate) struct Serve {
     /// Use the built-in bridge network when there is no CNI configuration
     #[arg(long)]
     fallback_network: bool,
+    /// Write a timeline of calls and their stages in Chrome's trace format, for Perfetto
+    #[arg(long, value_name = "FILE")]
+    trace: Option<PathBuf>,
 }
 
 /// Runs until a signal.
@@ -49,7 +53,8 @@ pub(crate) fn run(arguments: &Serve) -> anyhow::Result<ExitCode> {
     if arguments.fallback_network {
         config.network_fallback = NetworkFallback::Bridge;
     }
-    log::init(&config)?;
+    let timeline = arguments.trace.as_deref().map(Timeline::create);
+    log::init(&config, timeline.transpose()?)?;
     if !rustix::process::geteuid().is_root() {
         bail!("kelson serve needs root: it makes namespaces, mounts and cgroups; run it with sudo");
     }
