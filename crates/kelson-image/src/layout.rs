@@ -1,6 +1,6 @@
 //! Makes a small OCI image from local files, for demonstrations and tests.
 //!
-//! An image has one layer here and lives in memory; the same input gives the same digests. This is
+//! An image lives in memory and mostly has one layer; the same input gives the same digests. This is
 //! no image builder.
 
 use std::collections::BTreeSet;
@@ -44,8 +44,78 @@ pub enum LayoutError {
 pub enum LayerFormat {
     /// Uncompressed.
     Tar,
-    /// Compressed with gzip.
+    /// Compressed with gzip, fast.
     Gzip,
+    /// Compressed with zstd, fast.
+    Zstd,
+    /// Compressed with gzip at zlib's own default level, as most published layers are.
+    GzipDefault,
+}
+
+impl LayerFormat {
+    fn media_type(self) -> &'static str {
+        match self {
+            Self::Tar => "application/vnd.oci.image.layer.v1.tar",
+            Self::Gzip | Self::GzipDefault => "application/vnd.oci.image.layer.v1.tar+gzip",
+            Self::Zstd => "application/vnd.oci.image.layer.v1.tar+zstd",
+        }
+    }
+}
+
+/// A layer as a registry stores it.
+#[derive(Debug, Clone)]
+pub struct StoredLayer {
+    diff_id: Digest,
+    descriptor: Value,
+    /// The bytes that are stored.
+    pub bytes: Bytes,
+}
+
+impl StoredLayer {
+    /// Stores a tar archive.
+    ///
+    /// # Panics
+    /// Never: writing to memory does not fail.
+    pub fn new(tar: Vec<u8>, format: LayerFormat) -> Self {
+        let gzip = |level| {
+            let mut encoder = GzEncoder::new(Vec::new(), level);
+            let written = encoder.write_all(&tar);
+            written.and_then(|()| encoder.finish())
+        };
+        let diff_id = Digest::of(&tar);
+        let bytes = match format {
+            LayerFormat::Tar => Ok(tar),
+            LayerFormat::Gzip => gzip(Compression::fast()),
+            LayerFormat::GzipDefault => gzip(Compression::default()),
+            LayerFormat::Zstd => zstd::encode_all(tar.as_slice(), 0),
+        };
+        let bytes: Bytes = bytes.expect("writing to memory does not fail").into();
+        Self {
+            diff_id,
+            descriptor: descriptor(format.media_type(), &bytes),
+            bytes,
+        }
+    }
+}
+
+/// An image of several layers, for this machine.
+#[derive(Debug, Clone)]
+pub struct StackedImage {
+    pub(crate) manifest: Bytes,
+    pub(crate) config: Bytes,
+    pub(crate) layers: Vec<Bytes>,
+}
+
+impl StackedImage {
+    /// Stacks layers, the lowest first.
+    pub fn new(layers: &[StoredLayer]) -> Self {
+        let (manifest, config) = documents(&baseline(), &json!({}), layers);
+        Self {
+            manifest,
+            config,
+            layers: layers.iter().map(|layer| layer.bytes.clone()).collect(),
+        }
+    }
 }
 
 /// An image: its manifest, its configuration and its layer.
@@ -82,11 +152,7 @@ impl ImageBuilder {
             tar: Vec::new(),
             directories: BTreeSet::new(),
             format: LayerFormat::Gzip,
-            // The baseline of the architecture.
-            platform: Platform {
-                variant: String::new(),
-                ..Platform::host()
-            },
+            platform: baseline(),
             config: json!({}),
         }
     }
@@ -244,45 +310,59 @@ impl ImageBuilder {
     }
 
     /// Finishes the image.
-    ///
-    /// # Panics
-    /// Never: writing to memory does not fail.
     pub fn build(mut self) -> BuiltImage {
-        self.tar.resize(self.tar.len() + 2 * BLOCK, 0);
-        let diff_id = Digest::of(&self.tar);
-        let (layer, layer_type) = match self.format {
-            LayerFormat::Tar => (self.tar, "application/vnd.oci.image.layer.v1.tar"),
-            LayerFormat::Gzip => {
-                let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());
-                encoder
-                    .write_all(&self.tar)
-                    .and_then(|()| encoder.finish())
-                    .map(|bytes| (bytes, "application/vnd.oci.image.layer.v1.tar+gzip"))
-                    .expect("writing to memory does not fail")
-            }
-        };
-        let mut config = json!({
-            "architecture": self.platform.architecture,
-            "os": self.platform.os,
-            "config": self.config,
-            "rootfs": { "type": "layers", "diff_ids": [diff_id] },
-        });
-        if !self.platform.variant.is_empty() {
-            config["variant"] = json!(self.platform.variant);
-        }
-        let config = config.to_string().into_bytes();
-        let manifest = json!({
-            "schemaVersion": 2,
-            "mediaType": "application/vnd.oci.image.manifest.v1+json",
-            "config": descriptor("application/vnd.oci.image.config.v1+json", &config),
-            "layers": [descriptor(layer_type, &layer)],
-        });
+        let tar = self.take_tar();
+        let layer = StoredLayer::new(tar, self.format);
+        let (manifest, config) =
+            documents(&self.platform, &self.config, std::slice::from_ref(&layer));
         BuiltImage {
-            manifest: manifest.to_string().into_bytes().into(),
-            config: config.into(),
-            layer: layer.into(),
+            manifest,
+            config,
+            layer: layer.bytes,
         }
     }
+
+    /// What was collected, as a tar archive for a [`StoredLayer`].
+    pub fn into_tar(mut self) -> Vec<u8> {
+        self.take_tar()
+    }
+
+    fn take_tar(&mut self) -> Vec<u8> {
+        let mut tar = std::mem::take(&mut self.tar);
+        tar.resize(tar.len() + 2 * BLOCK, 0);
+        tar
+    }
+}
+
+/// This machine, with the baseline of its architecture.
+fn baseline() -> Platform {
+    Platform {
+        variant: String::new(),
+        ..Platform::host()
+    }
+}
+
+/// The manifest and the configuration of an image.
+fn documents(platform: &Platform, config: &Value, layers: &[StoredLayer]) -> (Bytes, Bytes) {
+    let diff_ids: Vec<_> = layers.iter().map(|layer| &layer.diff_id).collect();
+    let mut config = json!({
+        "architecture": platform.architecture,
+        "os": platform.os,
+        "config": config,
+        "rootfs": { "type": "layers", "diff_ids": diff_ids },
+    });
+    if !platform.variant.is_empty() {
+        config["variant"] = json!(platform.variant);
+    }
+    let config = config.to_string().into_bytes();
+    let layers: Vec<_> = layers.iter().map(|layer| &layer.descriptor).collect();
+    let manifest = json!({
+        "schemaVersion": 2,
+        "mediaType": "application/vnd.oci.image.manifest.v1+json",
+        "config": descriptor("application/vnd.oci.image.config.v1+json", &config),
+        "layers": layers,
+    });
+    (manifest.to_string().into_bytes().into(), config.into())
 }
 
 /// A descriptor of `bytes` (OCI image specification).

@@ -17,14 +17,24 @@ use serde_json::json;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 
-use crate::layout::BuiltImage;
+use crate::layout::{BuiltImage, StackedImage};
+
+const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 
 /// The content of a registry.
 #[derive(Debug, Clone, Default)]
 pub struct Registry {
-    /// By repository and by tag or digest: media type and bytes.
-    manifests: HashMap<(String, String), (String, Bytes)>,
-    blobs: HashMap<String, Bytes>,
+    /// By repository and by tag or digest.
+    manifests: HashMap<(String, String), Content>,
+    /// By digest.
+    blobs: HashMap<String, Content>,
+}
+
+#[derive(Debug, Clone)]
+struct Content {
+    media_type: String,
+    digest: String,
+    bytes: Bytes,
 }
 
 impl Registry {
@@ -37,8 +47,15 @@ impl Registry {
     pub fn add_image(&mut self, repository: &str, tag: &str, image: &BuiltImage) {
         self.add_blob(image.config.clone());
         self.add_blob(image.layer.clone());
-        let media_type = "application/vnd.oci.image.manifest.v1+json";
-        self.add_manifest(repository, tag, media_type, image.manifest.clone());
+        self.add_manifest(repository, tag, MANIFEST, image.manifest.clone());
+    }
+
+    /// As [`Registry::add_image`], of an image with several layers.
+    pub fn add_stack(&mut self, repository: &str, tag: &str, image: &StackedImage) {
+        for blob in image.layers.iter().chain([&image.config]) {
+            self.add_blob(blob.clone());
+        }
+        self.add_manifest(repository, tag, MANIFEST, image.manifest.clone());
     }
 
     /// Adds a manifest or an index as `repository:tag`, and by its digest, which is returned.
@@ -51,9 +68,13 @@ impl Registry {
     ) -> Digest {
         let digest = Digest::of(&bytes);
         for name in [tag.to_owned(), digest.to_string()] {
-            let key = (repository.to_owned(), name);
+            let content = Content {
+                media_type: media_type.to_owned(),
+                digest: digest.to_string(),
+                bytes: bytes.clone(),
+            };
             self.manifests
-                .insert(key, (media_type.to_owned(), bytes.clone()));
+                .insert((repository.to_owned(), name), content);
         }
         digest
     }
@@ -61,7 +82,12 @@ impl Registry {
     /// Adds a blob; it is served from every repository.
     pub fn add_blob(&mut self, bytes: Bytes) -> Digest {
         let digest = Digest::of(&bytes);
-        self.blobs.insert(digest.to_string(), bytes);
+        let content = Content {
+            media_type: "application/octet-stream".to_owned(),
+            digest: digest.to_string(),
+            bytes,
+        };
+        self.blobs.insert(digest.to_string(), content);
         digest
     }
 
@@ -80,7 +106,7 @@ impl Registry {
         if let Some((repository, name)) = rest.split_once("/manifests/") {
             let key = (repository.to_owned(), name.to_owned());
             return match self.manifests.get(&key) {
-                Some((media_type, bytes)) => answer(request, media_type, bytes),
+                Some(content) => answer(request, content),
                 None => failure(StatusCode::NOT_FOUND, "MANIFEST_UNKNOWN"),
             };
         }
@@ -88,13 +114,14 @@ impl Registry {
             .split_once("/blobs/")
             .and_then(|(_, digest)| self.blobs.get(digest))
         {
-            Some(bytes) => answer(request, "application/octet-stream", bytes),
+            Some(content) => answer(request, content),
             None => failure(StatusCode::NOT_FOUND, "BLOB_UNKNOWN"),
         }
     }
 }
 
-fn answer<B>(request: &Request<B>, media_type: &str, bytes: &Bytes) -> Response<Full<Bytes>> {
+fn answer<B>(request: &Request<B>, content: &Content) -> Response<Full<Bytes>> {
+    let bytes = &content.bytes;
     let total = bytes.len();
     let range = request
         .headers()
@@ -110,9 +137,9 @@ fn answer<B>(request: &Request<B>, media_type: &str, bytes: &Bytes) -> Response<
         Some((first, last))
     });
     let response = Response::builder()
-        .header(CONTENT_TYPE, media_type)
+        .header(CONTENT_TYPE, &content.media_type)
         .header(ACCEPT_RANGES, "bytes")
-        .header("docker-content-digest", Digest::of(bytes).to_string());
+        .header("docker-content-digest", &content.digest);
     let response = match range {
         None => response.body(Full::new(bytes.clone())),
         Some((first, last)) if first <= last && last < total => response

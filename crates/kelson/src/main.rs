@@ -4,6 +4,7 @@ mod bench;
 mod cmd;
 mod config;
 mod demo;
+mod linked;
 mod log;
 mod trace;
 mod ui;

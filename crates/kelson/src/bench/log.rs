@@ -11,7 +11,7 @@ use kelson_cri::v1::{ContainerState, ContainerStatusRequest, Mount};
 
 use super::Bench;
 use super::peer::Peer;
-use super::pod::{self, Network, Work};
+use super::pod::{self, Network, Plan, Work};
 use super::report::{Better, Report};
 use super::samples::Summary;
 use crate::cmd::client::{LogFile, Record};
@@ -56,7 +56,7 @@ pub(super) async fn run(bench: &Arc<Bench>, report: &mut Report) -> Result<()> {
     let plain = Summary::of(&plain);
     let plain = bench.peers.iter().map(|_| plain).collect();
     report.row(
-        "  plain copy, same file system".into(),
+        "plain copy to the same file system".into(),
         "MiB/s",
         Better::Higher,
         plain,
@@ -119,7 +119,8 @@ async fn write_log(
         mounts: vec![mount],
     };
     let name = format!("log-{round}");
-    let (up, steps) = pod::up(bench, peer, Network::Host, &name, work).await?;
+    let plan = Plan::new(bench, peer, Network::Host, &name, work)?;
+    let (up, steps) = plan.up(peer).await?;
     let starting = steps.iter().find(|(step, _)| *step == "StartContainer");
     let mut time = starting.map_or(Duration::ZERO, |(_, time)| *time);
     let begin = Instant::now();
@@ -144,6 +145,7 @@ async fn write_log(
     time += begin.elapsed();
     let logged = logged_bytes(Path::new(&log_path))?;
     pod::down(peer, &up).await?;
+    plan.clean_up()?;
     if logged != bytes {
         bail!("the log holds {logged} bytes of the {bytes} that were written");
     }

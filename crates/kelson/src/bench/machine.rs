@@ -15,6 +15,8 @@ pub(super) struct Machine {
     pub(super) kernel: String,
     pub(super) cgroup_version: u8,
     pub(super) time: String,
+    /// Processes that wanted to run in the minute before, on average: noise, if it is not near 0.
+    pub(super) load: f64,
     pub(super) kelson_version: &'static str,
     /// Where the logs were written.
     pub(super) directory: String,
@@ -30,6 +32,8 @@ impl Machine {
             .trim_end_matches("kB")
             .trim()
             .parse::<u64>();
+        let load = text("/proc/loadavg");
+        let load = load.split(' ').next().and_then(|load| load.parse().ok());
         let unified = Path::new("/sys/fs/cgroup/cgroup.controllers").exists();
         Self {
             processor,
@@ -37,6 +41,7 @@ impl Machine {
             memory_bytes: memory.unwrap_or_default() * 1024,
             kernel: uname.release().to_string_lossy().into_owned(),
             cgroup_version: if unified { 2 } else { 1 },
+            load: load.unwrap_or_default(),
             time: jiff::Timestamp::now().to_string(),
             kelson_version: env!("CARGO_PKG_VERSION"),
             directory: directory.display().to_string(),

@@ -2,12 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::{Context, Result};
 use kelson_client::{Client, Endpoint};
 use kelson_cri::v1::{
-    ImageSpec, ListPodSandboxRequest, PodSandboxFilter, PullImageRequest, RemovePodSandboxRequest,
-    StopPodSandboxRequest, VersionRequest,
+    CgroupDriver, ImageSpec, ListPodSandboxRequest, PodSandboxFilter, PullImageRequest,
+    RemoveImageRequest, RemovePodSandboxRequest, RuntimeConfigRequest, StopPodSandboxRequest,
+    VersionRequest,
 };
 
 /// The label whose value is the id of a run.
@@ -22,8 +24,11 @@ pub(super) struct Peer {
     pub(super) name: String,
     pub(super) version: String,
     pub(super) client: Client,
-    /// The process that listens on the socket.
-    pub(super) daemon: u32,
+    /// Whether it takes parent cgroups as paths.
+    pub(super) cgroupfs: bool,
+    /// How to start its daemon, for `sh -c`.
+    pub(super) start_command: Option<String>,
+    daemon: AtomicU32,
 }
 
 impl Peer {
@@ -32,13 +37,31 @@ impl Peer {
         let client = Client::connect(&endpoint).await?;
         let version = client.version(VersionRequest::default()).await?;
         let daemon = listener(&endpoint).with_context(|| format!("find who serves {endpoint}"))?;
+        // A runtime without this call is left to choose its cgroups.
+        let config = client.runtime_config(RuntimeConfigRequest::default()).await;
+        let driver = config.ok().and_then(|config| config.linux);
+        let cgroupfs = driver.is_some_and(|linux| linux.cgroup_driver() == CgroupDriver::Cgroupfs);
         Ok(Self {
             name: version.runtime_name.clone(),
             kind: version.runtime_name,
             version: version.runtime_version,
             client,
-            daemon,
+            cgroupfs,
+            start_command: None,
+            daemon: daemon.into(),
         })
+    }
+
+    /// The process that listens on the socket.
+    pub(super) fn daemon(&self) -> u32 {
+        self.daemon.load(Ordering::Relaxed)
+    }
+
+    /// Looks again who listens on the socket.
+    pub(super) fn find_daemon(&self) -> Result<()> {
+        let daemon = listener(self.client.endpoint()).context("find the new daemon")?;
+        self.daemon.store(daemon, Ordering::Relaxed);
+        Ok(())
     }
 
     /// Pulls an image, whether it is there or not.
@@ -52,6 +75,18 @@ impl Peer {
                 image,
                 ..Default::default()
             })
+            .await?;
+        Ok(())
+    }
+
+    /// Removes an image; that it is not there is fine.
+    pub(super) async fn remove_image(&self, image: &str) -> Result<()> {
+        let image = Some(ImageSpec {
+            image: image.to_owned(),
+            ..Default::default()
+        });
+        self.client
+            .remove_image(RemoveImageRequest { image })
             .await?;
         Ok(())
     }

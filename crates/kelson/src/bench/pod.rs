@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
+use kelson_cgroup::Cgroup;
 use kelson_cri::v1::security_profile::ProfileType;
 use kelson_cri::v1::{
     ContainerConfig, ContainerMetadata, CreateContainerRequest, ImageSpec, LinuxContainerConfig,
@@ -35,6 +36,14 @@ pub(super) struct Up {
     pub(super) container: String,
 }
 
+/// A pod that shall be: its configuration, its container's, and its cgroup.
+#[derive(Debug)]
+pub(super) struct Plan {
+    pod: PodSandboxConfig,
+    container: ContainerConfig,
+    cgroup: Option<Cgroup>,
+}
+
 /// What the container of a pod does.
 #[derive(Debug, Clone)]
 pub(super) struct Work {
@@ -59,13 +68,8 @@ pub(super) async fn run(bench: &Bench, network: Network, report: &mut Report) {
     };
     let steps = bench
         .rounds(what, bench.args.rounds, report, async |peer, round| {
-            up_and_down(
-                bench,
-                peer,
-                network,
-                &format!("{what}-{round}").replace(' ', "-"),
-            )
-            .await
+            let name = format!("{what}-{round}").replace(' ', "-");
+            up_and_down(bench, peer, network, &name).await
         })
         .await;
     for (step, peers) in steps.summaries() {
@@ -80,8 +84,10 @@ pub(super) async fn up_and_down(
     network: Network,
     name: &str,
 ) -> Result<Vec<Step>> {
-    let (up, mut times) = up(bench, peer, network, name, Work::sleep()).await?;
+    let plan = Plan::new(bench, peer, network, name, Work::sleep())?;
+    let (up, mut times) = plan.up(peer).await?;
     times.extend(down(peer, &up).await?);
+    plan.clean_up()?;
     Ok(times)
 }
 
@@ -115,38 +121,62 @@ impl Watch {
     }
 }
 
-/// Brings a pod up.
-pub(super) async fn up(
-    bench: &Bench,
-    peer: &Peer,
-    network: Network,
-    name: &str,
-    work: Work,
-) -> Result<(Up, Vec<Step>)> {
-    let client = &peer.client;
-    let config = pod_config(bench, peer, network, name);
-    let container_config = container_config(bench, network, work);
-    let mut watch = Watch::start();
-    let request = RunPodSandboxRequest {
-        config: Some(config.clone()),
-        runtime_handler: String::new(),
-    };
-    let pod = client.run_pod_sandbox(request).await?.pod_sandbox_id;
-    watch.step("RunPodSandbox");
-    let request = CreateContainerRequest {
-        pod_sandbox_id: pod.clone(),
-        config: Some(container_config),
-        sandbox_config: Some(config),
-    };
-    let container = client.create_container(request).await?.container_id;
-    watch.step("CreateContainer");
-    client
-        .start_container(StartContainerRequest {
-            container_id: container.clone(),
+impl Plan {
+    /// Prepares what the kubelet would: the requests, and a cgroup for the pod.
+    pub(super) fn new(
+        bench: &Bench,
+        peer: &Peer,
+        network: Network,
+        name: &str,
+        work: Work,
+    ) -> Result<Self> {
+        let cgroup = bench.pod_cgroup(peer, name)?;
+        if let Some(cgroup) = &cgroup {
+            cgroup.create().context("make the cgroup of a pod")?;
+        }
+        let mut pod = pod_config(bench, peer, network, name);
+        if let (Some(cgroup), Some(linux)) = (&cgroup, &mut pod.linux) {
+            cgroup.path().clone_into(&mut linux.cgroup_parent);
+        }
+        Ok(Self {
+            pod,
+            container: container_config(bench, network, work),
+            cgroup,
         })
-        .await?;
-    watch.step("StartContainer");
-    Ok((Up { pod, container }, watch.finish("pod up")))
+    }
+
+    /// Brings the pod up.
+    pub(super) async fn up(&self, peer: &Peer) -> Result<(Up, Vec<Step>)> {
+        let client = &peer.client;
+        let run = RunPodSandboxRequest {
+            config: Some(self.pod.clone()),
+            runtime_handler: String::new(),
+        };
+        let mut create = CreateContainerRequest {
+            pod_sandbox_id: String::new(),
+            config: Some(self.container.clone()),
+            sandbox_config: Some(self.pod.clone()),
+        };
+        let mut watch = Watch::start();
+        let pod = client.run_pod_sandbox(run).await?.pod_sandbox_id;
+        watch.step("RunPodSandbox");
+        create.pod_sandbox_id.clone_from(&pod);
+        let container = client.create_container(create).await?.container_id;
+        watch.step("CreateContainer");
+        client
+            .start_container(StartContainerRequest {
+                container_id: container.clone(),
+            })
+            .await?;
+        watch.step("StartContainer");
+        Ok((Up { pod, container }, watch.finish("pod up")))
+    }
+
+    /// Removes the cgroup, which the runtime has left empty.
+    pub(super) fn clean_up(&self) -> Result<()> {
+        let removed = self.cgroup.as_ref().map(Cgroup::remove).transpose();
+        removed.context("remove the cgroup of a pod").map(drop)
+    }
 }
 
 /// Takes a pod down and removes it.
@@ -243,7 +273,7 @@ fn container_config(bench: &Bench, network: Network, work: Work) -> ContainerCon
             attempt: 0,
         }),
         image: Some(ImageSpec {
-            image: bench.args.image.clone(),
+            image: bench.pod_image(),
             ..Default::default()
         }),
         command: work.command,

@@ -9,12 +9,24 @@ use super::pod::Up;
 
 /// The roots of what is read; tests have their own.
 const PROC: &str = "/proc";
+/// Ticks in a second, as Linux tells times to programs on every architecture but Alpha.
+const USER_HZ: u64 = 100;
 
 /// Process ids, and where to read about them.
 #[derive(Debug)]
 pub(super) struct Processes {
     root: PathBuf,
-    ids: BTreeSet<u32>,
+    ids: BTreeMap<u32, Role>,
+}
+
+/// What a process is there for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Role {
+    Daemon,
+    /// A shim, a monitor, or a helper of those or of the daemon.
+    Shim,
+    /// Holds the namespaces of a pod.
+    Pause,
 }
 
 /// What is known about one process.
@@ -59,38 +71,71 @@ impl Processes {
         let own = all
             .get(&daemon)
             .map(|process| process.pid_namespace.clone());
-        found.retain(|pid| match (all.get(pid), &own) {
-            (Some(process), Some(own)) => process.pid_namespace == *own || is_pause(&process.name),
-            _ => *pid == daemon,
-        });
+        let role = |pid: u32| {
+            if pid == daemon {
+                return Some(Role::Daemon);
+            }
+            let process = all.get(&pid)?;
+            if process.pid_namespace != *own.as_ref()? {
+                return is_pause(&process.name).then_some(Role::Pause);
+            }
+            Some(Role::Shim)
+        };
+        let ids = found.into_iter().filter_map(|pid| Some((pid, role(pid)?)));
         Self {
             root: root.to_owned(),
-            ids: found,
+            ids: ids.collect(),
         }
     }
 
-    /// Memory in bytes, shared pages divided among those who share them.
-    pub(super) fn proportional_bytes(&self) -> u64 {
+    /// Whether a process is one of these.
+    pub(super) fn contains(&self, pid: u32) -> bool {
+        self.ids.contains_key(&pid)
+    }
+
+    /// Memory in bytes, shared pages divided among those who share them; of all, or of one role.
+    pub(super) fn proportional_bytes(&self, of: Option<Role>) -> u64 {
         let bytes = |pid: &u32| {
             let path = self.root.join(pid.to_string()).join("smaps_rollup");
             let text = fs::read_to_string(path).ok()?;
             let line = text.lines().find_map(|line| line.strip_prefix("Pss:"))?;
             line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()
         };
-        self.ids.iter().filter_map(bytes).sum::<u64>() * 1024
+        let wanted = self
+            .ids
+            .iter()
+            .filter(|(_, role)| of.is_none_or(|of| of == **role));
+        wanted.filter_map(|(pid, _)| bytes(pid)).sum::<u64>() * 1024
     }
 
     /// Processor time of all threads so far, in nanoseconds.
     pub(super) fn processor_nanoseconds(&self) -> u64 {
         let tasks = self
             .ids
-            .iter()
+            .keys()
             .filter_map(|pid| fs::read_dir(self.root.join(pid.to_string()).join("task")).ok());
         let time = |task: fs::DirEntry| {
             let text = fs::read_to_string(task.path().join("schedstat")).ok()?;
             text.split(' ').next()?.parse::<u64>().ok()
         };
         tasks.flatten().flatten().filter_map(time).sum()
+    }
+
+    /// Processor time of the children that have been waited for, in nanoseconds; the kernel tells it in
+    /// ticks.
+    pub(super) fn children_nanoseconds(&self) -> u64 {
+        let ticks = |pid: &u32| {
+            let stat = fs::read_to_string(self.root.join(pid.to_string()).join("stat")).ok()?;
+            // proc_pid_stat(5): cutime and cstime are fields 16 and 17, the state after the name is 3.
+            let fields = stat.rsplit_once(')')?.1.split_whitespace();
+            let times = fields
+                .skip(13)
+                .take(2)
+                .map(|field| field.parse::<u64>().ok());
+            times.sum::<Option<u64>>()
+        };
+        let ticks: u64 = self.ids.keys().filter_map(ticks).sum();
+        ticks * (1_000_000_000 / USER_HZ)
     }
 }
 
@@ -139,7 +184,7 @@ mod tests {
             fs::create_dir_all(directory.join(format!("task/{pid}"))).unwrap();
             fs::write(
                 directory.join("stat"),
-                format!("{pid} ({name}) S {parent} 0"),
+                format!("{pid} ({name}) S {parent} 0 0 0 0 0 0 0 0 0 0 0 3 4 0"),
             )
             .unwrap();
             fs::write(directory.join("cmdline"), line.replace(' ', "\0")).unwrap();
@@ -168,15 +213,24 @@ mod tests {
             container: "c0nt".into(),
         }];
         let found = Processes::find(root.path(), 50, &fleet);
-        assert_eq!(found.ids, BTreeSet::from([50, 51, 52, 70, 71]));
-        assert_eq!(found.proportional_bytes(), 50 * 1024);
+        let expected = [
+            (50, Role::Daemon),
+            (51, Role::Shim),
+            (52, Role::Pause),
+            (70, Role::Shim),
+            (71, Role::Pause),
+        ];
+        assert_eq!(found.ids, BTreeMap::from(expected));
+        assert_eq!(found.proportional_bytes(None), 50 * 1024);
+        assert_eq!(found.proportional_bytes(Some(Role::Pause)), 20 * 1024);
         assert_eq!(found.processor_nanoseconds(), 5000);
+        assert_eq!(found.children_nanoseconds(), 5 * 7 * 10_000_000);
     }
 
     #[test]
     fn this_process_is_found_in_the_real_proc() {
         let own = Processes::of(std::process::id(), &[]);
-        assert!(own.ids.contains(&std::process::id()));
-        assert!(own.proportional_bytes() > 100_000);
+        assert!(own.contains(std::process::id()));
+        assert!(own.proportional_bytes(Some(Role::Daemon)) > 100_000);
     }
 }

@@ -2,12 +2,10 @@
 
 use std::io::{self, Write};
 use std::path::Path;
-use std::sync::Arc;
 
 use serde::Serialize;
 
 use super::machine::Machine;
-use super::peer::Peer;
 use super::samples::Summary;
 use crate::ui::table::Table;
 use crate::ui::text;
@@ -23,43 +21,52 @@ pub(super) enum Better {
 /// All that was measured.
 #[derive(Debug, Serialize)]
 pub(super) struct Report {
-    machine: Machine,
-    runtimes: Vec<Runtime>,
-    results: Vec<Row>,
-    remarks: Vec<String>,
+    pub(super) machine: Machine,
+    pub(super) runtimes: Vec<Contender>,
+    pub(super) results: Vec<Row>,
+    /// How something was measured.
+    pub(super) notes: Vec<String>,
+    /// What could not be measured.
+    pub(super) remarks: Vec<String>,
+    #[serde(skip)]
+    section: String,
 }
 
+/// A runtime in the comparison.
 #[derive(Debug, Serialize)]
-struct Runtime {
-    name: String,
-    version: String,
-    endpoint: String,
+pub(super) struct Contender {
+    pub(super) name: String,
+    pub(super) version: String,
+    /// Its socket, or its program.
+    pub(super) place: String,
 }
 
+/// One thing that was measured.
 #[derive(Debug, Serialize)]
-struct Row {
-    work: String,
-    unit: &'static str,
-    better: Better,
+pub(super) struct Row {
+    pub(super) section: String,
+    pub(super) work: String,
+    pub(super) unit: &'static str,
+    pub(super) better: Better,
     /// In the order of the runtimes; null where a runtime failed.
-    values: Vec<Option<Summary>>,
+    pub(super) values: Vec<Option<Summary>>,
 }
 
 impl Report {
-    pub(super) fn new(directory: &Path, peers: &[Arc<Peer>]) -> Self {
-        let runtimes = peers.iter().map(|peer| Runtime {
-            name: peer.name.clone(),
-            version: peer.version.clone(),
-            endpoint: peer.client.endpoint().to_string(),
-        });
-        let runtimes = runtimes.collect();
-        let machine = Machine::here(directory);
+    pub(super) fn new(directory: &Path, runtimes: Vec<Contender>) -> Self {
         Self {
-            machine,
+            machine: Machine::here(directory),
             runtimes,
             results: Vec::new(),
+            notes: Vec::new(),
             remarks: Vec::new(),
+            section: String::new(),
         }
+    }
+
+    /// Begins a section: rows that follow belong to it.
+    pub(super) fn section(&mut self, title: &str) {
+        title.clone_into(&mut self.section);
     }
 
     pub(super) fn row(
@@ -69,12 +76,24 @@ impl Report {
         better: Better,
         values: Vec<Option<Summary>>,
     ) {
+        if values.iter().all(Option::is_none) {
+            // A remark says why.
+            return;
+        }
         self.results.push(Row {
+            section: self.section.clone(),
             work,
             unit,
             better,
             values,
         });
+    }
+
+    /// Says how something was measured, once.
+    pub(super) fn note(&mut self, text: String) {
+        if !self.notes.contains(&text) {
+            self.notes.push(text);
+        }
     }
 
     /// Says that a peer could not be measured, and why.
@@ -99,16 +118,16 @@ impl Report {
         )?;
         writeln!(
             out,
-            "{}, Kelson {}",
-            self.machine.time, self.machine.kelson_version
+            "{}, Kelson {}, load {} before",
+            self.machine.time, self.machine.kelson_version, self.machine.load
         )?;
-        for Runtime {
+        for Contender {
             name,
             version,
-            endpoint,
+            place,
         } in &self.runtimes
         {
-            writeln!(out, "{name}: {version} at {endpoint}")?;
+            writeln!(out, "{name}: {version} at {place}")?;
         }
         writeln!(out)?;
         self.details().write(out)?;
@@ -119,6 +138,9 @@ impl Report {
                 self.runtimes[0].name
             )?;
             self.comparison().write(out)?;
+        }
+        for note in &self.notes {
+            writeln!(out, "note: {note}")?;
         }
         for remark in &self.remarks {
             writeln!(out, "not measured: {remark}")?;
@@ -174,8 +196,10 @@ impl Report {
                 cells.push(match (value, first) {
                     (None, _) => "-".into(),
                     (Some(value), Some(first)) if index > 0 => {
-                        let ratio = ratio(row.better, first.p50, value.p50);
-                        format!("{} ({ratio}x)", digits(value.p50))
+                        match ratio(row.better, first.p50, value.p50) {
+                            Some(ratio) => format!("{} ({ratio}x)", digits(value.p50)),
+                            None => digits(value.p50),
+                        }
                     }
                     (Some(value), _) => digits(value.p50),
                 });
@@ -187,21 +211,17 @@ impl Report {
     }
 }
 
-/// How many times better the first value is than the other.
-fn ratio(better: Better, first: f64, other: f64) -> String {
+/// How many times better the first value is than the other; nothing where one is 0.
+pub(super) fn ratio(better: Better, first: f64, other: f64) -> Option<String> {
     let ratio = match better {
         Better::Lower => other / first,
         Better::Higher => first / other,
     };
-    if ratio.is_finite() {
-        digits(ratio)
-    } else {
-        "-".into()
-    }
+    (ratio.is_finite() && ratio > 0.0).then(|| digits(ratio))
 }
 
 /// Three digits, or all before the point.
-fn digits(value: f64) -> String {
+pub(super) fn digits(value: f64) -> String {
     match value.abs() {
         ..10.0 => format!("{value:.2}"),
         10.0..100.0 => format!("{value:.1}"),
@@ -214,17 +234,12 @@ mod tests {
     use super::*;
 
     fn report() -> Report {
-        let runtime = |name: &str| Runtime {
+        let runtime = |name: &str| Contender {
             name: name.into(),
             version: "1".into(),
-            endpoint: "unix:///x".into(),
+            place: "unix:///x".into(),
         };
-        Report {
-            machine: Machine::here(Path::new("/tmp")),
-            runtimes: vec![runtime("kelson"), runtime("other")],
-            results: Vec::new(),
-            remarks: Vec::new(),
-        }
+        Report::new(Path::new("/tmp"), vec![runtime("kelson"), runtime("other")])
     }
 
     #[test]
@@ -267,7 +282,8 @@ not measured: other: log: no log
 
     #[test]
     fn nothing_is_divided_by_nothing() {
-        assert_eq!(ratio(Better::Lower, 0.0, 5.0), "-");
-        assert_eq!(ratio(Better::Higher, 5.0, 0.0), "-");
+        assert_eq!(ratio(Better::Lower, 0.0, 5.0), None);
+        assert_eq!(ratio(Better::Higher, 5.0, 0.0), None);
+        assert_eq!(ratio(Better::Lower, 5.0, 0.0), None);
     }
 }

@@ -1,8 +1,17 @@
 //! Measured values and what is said about them.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde::Serialize;
+
+/// How long a future takes, and what it results in if that is no error.
+pub(super) async fn timed<T, E>(
+    work: impl Future<Output = Result<T, E>>,
+) -> Result<(Duration, T), E> {
+    let begin = Instant::now();
+    let result = work.await?;
+    Ok((begin.elapsed(), result))
+}
 
 /// A measured step: its name and how long it took.
 pub(super) type Step = (&'static str, Duration);

@@ -4,6 +4,7 @@ mod bad_archives;
 mod bad_images;
 mod bad_input;
 mod bad_networks;
+mod bench;
 mod checkpoint;
 mod checkpoint_bad;
 mod cli;
@@ -35,6 +36,7 @@ pub(crate) fn all() -> Vec<Case> {
         bad_images::cases(),
         bad_input::cases(),
         bad_networks::cases(),
+        bench::cases(),
         checkpoint::cases(),
         checkpoint_bad::cases(),
         cli::cases(),
