@@ -5,6 +5,7 @@
     reason = "a command line tool"
 )]
 
+mod bench;
 mod conformance;
 mod criu;
 mod deny;
@@ -39,6 +40,11 @@ Commands:
       [--subset ci]             what is run for every change
       [--release NAME]          the Debian in it: trixie (default) or bookworm
       [--shell]                 a shell there instead
+  bench             measure Kelson beside containerd with runc, and its runtime beside runc and crun
+      [--quick]           a smoke run: its figures say nothing
+      [--program PATH]    the program (else it is built now, optimised)
+      [--only SECTIONS]   as kelson bench --only, or runtime
+      [--write]           put the figures into docs/benchmarks.md and the report into docs/benchmarks.html
   tidy              rules of the code that the compiler does not know
   deny              licences, sources and bans of dependencies
   proto [--check]   generate the CRI bindings from proto/ (--check: only see whether they are current)
@@ -64,6 +70,10 @@ fn main() -> ExitCode {
         ["machine", options @ ..] if machine::Options::parse(options).is_some() => {
             let options = machine::Options::parse(options).unwrap_or_default();
             machine::run(&root(), &options)
+        }
+        ["bench", options @ ..] if bench::Options::parse(options).is_some() => {
+            let options = bench::Options::parse(options).unwrap_or_default();
+            bench::run(&root(), &options)
         }
         ["tidy"] => tidy::run(&root()),
         ["deny"] => deny::run(&root()),

@@ -105,6 +105,53 @@ pub(crate) fn kubelet(root: &Path) -> Result<PathBuf> {
     go_program(root, "tests/kubelet", "k8s.io/kubernetes/cmd/kubelet", &how)
 }
 
+/// Builds the peers of the benchmark, containerd with its shim and runc, as their projects do; the directory
+/// that they are in.
+pub(crate) fn peers(root: &Path) -> Result<PathBuf> {
+    let module = root.join("tests/bench");
+    let tools = root.join("target/tools");
+    let containerd = "github.com/containerd/containerd/v2";
+    for (name, package, cgo, tags) in [
+        (
+            "containerd",
+            format!("{containerd}/cmd/containerd"),
+            "1",
+            "",
+        ),
+        (
+            "containerd-shim-runc-v2",
+            format!("{containerd}/cmd/containerd-shim-runc-v2"),
+            "0",
+            "no_grpc",
+        ),
+        (
+            "runc",
+            "github.com/opencontainers/runc".to_owned(),
+            "1",
+            "seccomp",
+        ),
+    ] {
+        let wanted = tools.join(name);
+        if is_newer(&wanted, &module.join("go.sum")) {
+            continue;
+        }
+        println!("building {name} from its Go module");
+        let output = Command::new("go")
+            .current_dir(&module)
+            .env("CGO_ENABLED", cgo)
+            .args(["build", "-trimpath", "-ldflags=-s -w", "-tags", tags, "-o"])
+            .arg(&wanted)
+            .arg(package)
+            .output()
+            .context("cannot run go; install Go 1.21 or newer")?;
+        if !output.status.success() {
+            let text = String::from_utf8_lossy(&output.stderr);
+            bail!("building {name} failed: {}", text.trim());
+        }
+    }
+    Ok(tools)
+}
+
 /// Builds `package`, whose last part is the program's name, as the module in `folder` pins it.
 fn go_program(root: &Path, folder: &str, package: &str, how: &[&str]) -> Result<PathBuf> {
     let name = package.rsplit('/').next().unwrap_or(package);
@@ -177,6 +224,19 @@ pub(crate) fn kelson(root: &Path) -> Result<PathBuf> {
         bail!("the program does not build");
     }
     Ok(root.join("target/debug/kelson"))
+}
+
+/// Builds the program as it is released.
+pub(crate) fn released_kelson(root: &Path) -> Result<PathBuf> {
+    let built = Command::new(env!("CARGO"))
+        .current_dir(root)
+        .args(["build", "--release", "--quiet", "--bin", "kelson"])
+        .status()
+        .context("cannot run cargo")?;
+    if !built.success() {
+        bail!("the program does not build");
+    }
+    Ok(root.join("target/release/kelson"))
 }
 
 fn is_newer(built: &Path, source: &Path) -> bool {
