@@ -137,6 +137,12 @@ impl Client {
         /// Writes an archive of a running container; without a timeout the runtime has its own.
         runtime.checkpoint_container("CheckpointContainer", CheckpointContainerRequest) -> CheckpointContainerResponse,
             |request: &CheckpointContainerRequest| Some(CHANGE + seconds(request.timeout));
+        /// An address for running a command with its input and output.
+        runtime.exec("Exec", ExecRequest) -> ExecResponse, change;
+        /// An address for attaching to a container.
+        runtime.attach("Attach", AttachRequest) -> AttachResponse, change;
+        /// An address for connecting to ports of a pod.
+        runtime.port_forward("PortForward", PortForwardRequest) -> PortForwardResponse, change;
         /// Resource use of one container.
         runtime.container_stats("ContainerStats", ContainerStatsRequest) -> ContainerStatsResponse, read;
         /// Resource use of many containers.

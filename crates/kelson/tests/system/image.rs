@@ -19,7 +19,7 @@ pub(crate) struct Registry {
 const APPLETS: &[&str] = &[
     "awk", "cat", "echo", "false", "grep", "head", "hostname", "httpd", "id", "kill", "ls",
     "mkdir", "mount", "nc", "printf", "ps", "pwd", "readlink", "seq", "setsid", "sh", "sleep",
-    "tail", "test", "touch", "tr", "true", "tty", "umount", "unshare", "wc",
+    "tail", "tar", "test", "touch", "tr", "true", "tty", "umount", "unshare", "wc",
 ];
 
 impl Registry {

@@ -12,6 +12,7 @@ mod debian_registry;
 mod image;
 mod node;
 mod pod;
+mod screen;
 mod tool;
 mod tree;
 

@@ -3,7 +3,9 @@
 //! Nothing here uses anything that only Kelson has: each command works with `--runtime-endpoint` on any
 //! socket that speaks CRI v1. A command writes results to standard output and all else to standard error.
 
+mod attach;
 mod checkpoint;
+mod cp;
 mod events;
 mod exec;
 mod images;
@@ -12,6 +14,7 @@ mod inspect;
 mod log;
 mod logs;
 mod pods;
+mod port_forward;
 mod ps;
 mod pull;
 mod rm;
@@ -19,6 +22,7 @@ mod rmi;
 mod run;
 mod stats;
 mod stop;
+mod stream;
 mod target;
 mod version;
 mod view;
@@ -38,8 +42,8 @@ pub(crate) use log::{LogFile, Record};
 
 /// What the exit codes of all client commands mean; a part of `kelson --help`.
 pub(crate) const EXIT_CODES: &str = "\
-Exit codes: 0 success, 1 failure, 2 wrong usage; `run` and `exec` exit with the code of the process
-(128 and the signal's number where a signal ended it).";
+Exit codes: 0 success, 1 failure, 2 wrong usage; `run`, `exec` and `attach` exit with the code of the
+process (128 and the signal's number where a signal ended it).";
 
 /// Which runtime to speak to.
 #[derive(Debug, Clone, clap::Args)]
@@ -71,6 +75,12 @@ pub(crate) enum Command {
     Exec(exec::Args),
     /// Write the processes and files of a running container to an archive
     Checkpoint(checkpoint::Args),
+    /// Show what a running container writes, and pass on input
+    Attach(attach::Args),
+    /// Connect local ports to ports of a pod
+    PortForward(port_forward::Args),
+    /// Copy files between this machine and a container
+    Cp(cp::Args),
     /// Stop pods and containers
     Stop(stop::Args),
     /// Remove pods and containers
@@ -146,6 +156,9 @@ pub(crate) async fn execute(client: &Client, command: Command, io: &mut Io<'_>) 
         Command::Logs(args) => logs::run(args, client, io).await,
         Command::Exec(args) => exec::run(args, client, io).await,
         Command::Checkpoint(args) => checkpoint::run(args, client, io).await,
+        Command::Attach(args) => attach::run(args, client, io).await,
+        Command::PortForward(args) => port_forward::run(args, client, io).await,
+        Command::Cp(args) => cp::run(args, client, io).await,
         Command::Stop(args) => stop::run(args, client, io).await,
         Command::Rm(args) => rm::run(args, client, io).await,
         Command::Stats(args) => stats::run(args, client, io).await,

@@ -9,6 +9,7 @@ mod checkpoint;
 mod checkpoint_bad;
 mod cli;
 mod cli_run;
+mod cli_stream;
 mod containers;
 mod crash;
 mod crictl;
@@ -41,6 +42,7 @@ pub(crate) fn all() -> Vec<Case> {
         checkpoint_bad::cases(),
         cli::cases(),
         cli_run::cases(),
+        cli_stream::cases(),
         containers::cases(),
         crash::cases(),
         crictl::cases(),

@@ -155,6 +155,9 @@ fn container(args: &Args, name: &str, envs: Vec<KeyValue>) -> ContainerConfig {
         mounts: args.volumes.clone(),
         labels: BTreeMap::from([("io.kubernetes.container.name".to_owned(), name.to_owned())]),
         log_path: format!("{name}.log"),
+        stdin: args.streams.stdin,
+        stdin_once: args.streams.stdin && !args.detach,
+        tty: args.streams.tty,
         linux: Some(LinuxContainerConfig {
             resources: Some(resources(args)),
             security_context: Some(security),

@@ -2,6 +2,8 @@
 
 use kelson_cri::v1::{Mount, PortMapping, Protocol};
 
+use crate::cmd::client::stream::Flags;
+
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct Args {
     /// Name of the pod [default: from the image]
@@ -22,6 +24,8 @@ pub(crate) struct Args {
     /// Remove the pod when the command has ended
     #[arg(long, conflicts_with = "detach")]
     pub(super) rm: bool,
+    #[command(flatten)]
+    pub(super) streams: Flags,
     /// Print the id of the pod and leave it running
     #[arg(short, long)]
     pub(super) detach: bool,

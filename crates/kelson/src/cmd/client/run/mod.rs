@@ -1,7 +1,8 @@
 //! `kelson run`: an image and a command as a pod of one container.
 //!
-//! In the foreground it prints what the container writes and exits with its code; the pod is then stopped,
-//! and removed with `--rm` or after an interrupt. The log lies in `<log dir>/<pod>_<uid>/<container>.log`.
+//! In the foreground it prints what the container writes, passes on input with `-i`, and exits with the
+//! container's code; the pod is then stopped, and removed with `--rm` or after an interrupt. With `-t` the
+//! container has this program's terminal, and goes on when the user leaves it by `--detach-keys`. The log lies in `<log dir>/<pod>_<uid>/<container>.log`.
 
 mod config;
 mod flags;
@@ -15,10 +16,12 @@ use kelson_cri::v1::{
     ImageStatusRequest, RemovePodSandboxRequest, RunPodSandboxRequest, StartContainerRequest,
     StopContainerRequest, StopPodSandboxRequest,
 };
+use kelson_streaming::Streams;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::log::{self, LogFile, Printer};
-use super::{exec, logs, pull, rm};
+use super::stream::{self, End};
+use super::{attach, logs, pull, rm};
 use crate::ui::Io;
 use flags::Pull;
 
@@ -29,6 +32,10 @@ pub(crate) use flags::Args;
 const GRACE: i64 = 10;
 
 pub(crate) async fn run(args: Args, client: &Client, io: &mut Io<'_>) -> Result<u8> {
+    let streams = match args.detach {
+        true => Streams::default(),
+        false => args.streams.streams()?,
+    };
     let plan = config::Plan::new(&args)?;
     let mut interrupts = Interrupts::new()?;
     tokio::select! {
@@ -49,7 +56,17 @@ pub(crate) async fn run(args: Args, client: &Client, io: &mut Io<'_>) -> Result<
         writeln!(io.out, "{pod}")?;
         return Ok(0);
     }
-    let (result, interrupted) = attend(client, &container, &mut interrupts, io).await;
+    let (result, interrupted) = match streams.tty {
+        true => match interact(client, &container, streams, &args, &mut interrupts, io).await {
+            (Ok(None), _) => {
+                writeln!(io.err, "left; pod {pod} goes on")?;
+                return Ok(0);
+            }
+            (Ok(Some(status)), interrupted) => (Ok(status), interrupted),
+            (Err(error), _) => (Err(error), false),
+        },
+        false => attend(client, &container, streams.stdin, &mut interrupts, io).await,
+    };
     let cleaned = if args.rm || interrupted {
         remove_pod(client, &pod)
             .await
@@ -64,7 +81,7 @@ pub(crate) async fn run(args: Args, client: &Client, io: &mut Io<'_>) -> Result<
         let colon = if status.message.is_empty() { "" } else { ": " };
         writeln!(io.err, "{}{colon}{}", status.reason, status.message)?;
     }
-    Ok(exec::exit_code(status.exit_code))
+    Ok(stream::exit_code(status.exit_code))
 }
 
 async fn provide_image(args: &Args, client: &Client, io: &mut Io<'_>) -> Result<()> {
@@ -124,15 +141,74 @@ async fn start_container(client: &Client, plan: &config::Plan, pod: &str) -> Res
     Ok(container)
 }
 
-/// Prints the log until the container ends. An interrupt stops the container, a second one kills it.
+/// Joins the terminal to the container until either ends: the container's last status, or none when the
+/// user has left it, and whether this program was interrupted.
+async fn interact(
+    client: &Client,
+    container: &str,
+    streams: Streams,
+    args: &Args,
+    interrupts: &mut Interrupts,
+    io: &mut Io<'_>,
+) -> (Result<Option<ContainerStatus>>, bool) {
+    let process = match stream::attach(client, container, streams).await {
+        Ok(process) => process,
+        // It may have ended before; then all that it wrote is in its log.
+        Err(error) => match attach::exit_of(client, container).await {
+            Ok(Some(_)) => {
+                return (
+                    print_until_end(client, container, io).await.map(Some),
+                    false,
+                );
+            }
+            _ => return (Err(error), false),
+        },
+    };
+    let attended = async {
+        if streams.stdin {
+            writeln!(io.err, "press enter if there is no prompt")?;
+        }
+        stream::attend(process, &args.streams.detach_keys, io).await
+    };
+    let end = tokio::select! {
+        end = attended => end,
+        () = interrupts.next() => Ok(End::Signal(SignalKind::interrupt().as_raw_value())),
+    };
+    match end {
+        Ok(End::Detached) => (Ok(None), false),
+        Ok(End::Exited(_)) => (
+            attach::last_status(client, container).await.map(Some),
+            false,
+        ),
+        Ok(End::Signal(_)) => {
+            let request = StopContainerRequest {
+                container_id: container.to_owned(),
+                timeout: GRACE,
+            };
+            if let Err(error) = client.stop_container(request).await {
+                return (Err(error.into()), true);
+            }
+            (attach::last_status(client, container).await.map(Some), true)
+        }
+        Err(error) => (Err(error), false),
+    }
+}
+
+/// Prints the log until the container ends, and passes on input if that is wanted. An interrupt stops the container, a second one kills it.
 /// Returns its last status, and whether it was interrupted.
 async fn attend(
     client: &Client,
     container: &str,
+    stdin: bool,
     interrupts: &mut Interrupts,
     io: &mut Io<'_>,
 ) -> (Result<ContainerStatus>, bool) {
-    let printing = print_until_end(client, container, io);
+    let printing = async {
+        tokio::select! {
+            status = print_until_end(client, container, io) => status,
+            error = pass_input(client, container, stdin) => Err(error),
+        }
+    };
     tokio::pin!(printing);
     tokio::select! {
         status = &mut printing => return (status, false),
@@ -153,6 +229,25 @@ async fn attend(
     // The end of the log is printed while and after the container stops.
     let (stopped, status) = tokio::join!(stopping, printing);
     (stopped.map_err(Into::into).and(status), true)
+}
+
+/// Passes on input as far as it is wanted and taken. Returns only with an error.
+async fn pass_input(client: &Client, container: &str, stdin: bool) -> anyhow::Error {
+    if !stdin {
+        return std::future::pending().await;
+    }
+    let streams = Streams {
+        stdin: true,
+        ..Streams::default()
+    };
+    match stream::attach(client, container, streams).await {
+        Ok(process) => stream::pass_input(process).await,
+        Err(error) => match attach::exit_of(client, container).await {
+            // It has not waited for input.
+            Ok(Some(_)) => std::future::pending().await,
+            _ => error,
+        },
+    }
 }
 
 async fn print_until_end(
