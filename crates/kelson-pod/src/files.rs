@@ -30,10 +30,10 @@ pub(crate) fn write_names(
     hostname: &str,
     host_resolv_conf: &Path,
 ) -> Result<(), FileError> {
-    write(&files.hostname, &format!("{hostname}\n"))?;
+    write(&files.hostname, &format!("{hostname}\n"), config)?;
     match &config.dns {
-        Some(dns) => write(&files.resolv_conf, &resolv_conf(dns)),
-        None => write(&files.resolv_conf, &copy_of(host_resolv_conf)?),
+        Some(dns) => write(&files.resolv_conf, &resolv_conf(dns), config),
+        None => write(&files.resolv_conf, &copy_of(host_resolv_conf)?, config),
     }
 }
 
@@ -50,7 +50,7 @@ pub(crate) fn write_hosts(
     } else {
         hosts(hostname, ips)
     };
-    write(&files.hosts, &text)
+    write(&files.hosts, &text, config)
 }
 
 fn resolv_conf(dns: &Dns) -> String {
@@ -91,7 +91,8 @@ fn copy_of(path: &Path) -> Result<String, FileError> {
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
-fn write(path: &Path, text: &str) -> Result<(), FileError> {
+/// Writes a file that belongs to the root of the pod's containers.
+fn write(path: &Path, text: &str, config: &PodConfig) -> Result<(), FileError> {
     let mut options = fs::OpenOptions::new();
     let file = options
         .write(true)
@@ -100,7 +101,13 @@ fn write(path: &Path, text: &str) -> Result<(), FileError> {
         .mode(0o644)
         .open(path);
     let mut file = file.map_err(FileError::on("create", path))?;
-    io::Write::write_all(&mut file, text.as_bytes()).map_err(FileError::on("write", path))
+    io::Write::write_all(&mut file, text.as_bytes()).map_err(FileError::on("write", path))?;
+    let root = config.namespaces.own_users();
+    if let Some((uid, gid)) = root.and_then(|user| user.host(0, 0)) {
+        std::os::unix::fs::fchown(&file, Some(uid), Some(gid))
+            .map_err(FileError::on("give away", path))?;
+    }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -1,25 +1,65 @@
 //! What must be known of the machine, read once at the start.
 
 use std::fs;
+use std::os::fd::AsFd;
 use std::path::Path;
 
 use kelson_cgroup::{Hierarchy, Version};
+use kelson_sys::mount;
+use kelson_sys::userns::{self, IdRange};
 use oci_spec::runtime::{PosixRlimitBuilder, PosixRlimitType};
 
 use crate::pods::PodsConfig;
 use crate::spec::NodeRules;
 use crate::spec::capabilities;
-use crate::validate::Facts;
+use crate::validate::{Facts, NoUserNamespaces};
 
 /// Bit of CAP_SYS_RESOURCE, which it takes to lower an OOM score.
 const SYS_RESOURCE: u32 = 24;
 
 /// Facts that requests are checked against.
 pub(crate) fn facts(cgroups: &Hierarchy, config: &PodsConfig) -> Facts {
+    let user_namespaces = user_namespaces(&config.root);
+    if let Err(lack) = user_namespaces {
+        tracing::info!("pods cannot have user namespaces: {lack}");
+    }
     Facts {
         cgroup_v2: cgroups.version() == Version::V2,
         driver: config.cgroup_driver,
         selinux: Path::new("/sys/fs/selinux/enforce").exists(),
+        user_namespaces,
+    }
+}
+
+/// Whether pods can have user namespaces: makes one, and maps the ids of the file system of `root`.
+fn user_namespaces(root: &Path) -> Result<(), NoUserNamespaces> {
+    let release = rustix::system::uname();
+    if !at_least(&release.release().to_string_lossy(), (5, 19)) {
+        return Err(NoUserNamespaces::Kernel);
+    }
+    let range = [IdRange {
+        inside: 0,
+        outside: 1 << 16,
+        count: 1 << 16,
+    }];
+    let user = userns::make(&range, &range).map_err(|_| NoUserNamespaces::Disabled)?;
+    let change = mount::Attributes {
+        id_map: Some(user.as_fd()),
+        ..mount::Attributes::default()
+    };
+    mount::clone_tree_at(rustix::fs::CWD, root, false)
+        .and_then(|tree| mount::set_attributes(tree.as_fd(), &change, false))
+        .map_err(|_| NoUserNamespaces::FileSystem)
+}
+
+/// Whether a kernel's release is this version or a later one.
+fn at_least(release: &str, version: (u32, u32)) -> bool {
+    let mut numbers = release
+        .split(|c: char| !c.is_ascii_digit())
+        .map(str::parse::<u32>);
+    match (numbers.next(), numbers.next()) {
+        (Some(Ok(major)), Some(Ok(minor))) => (major, minor) >= version,
+        _ => false,
     }
 }
 
@@ -68,6 +108,24 @@ fn own_oom_score() -> i32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn versions_of_kernels() {
+        for (release, new) in [
+            ("5.19.0-50-generic", true),
+            ("6.1.0-13-amd64", true),
+            ("5.18.19", false),
+            ("4.99", false),
+            ("x", false),
+        ] {
+            assert_eq!(at_least(release, (5, 19)), new, "{release}");
+        }
+        // procfs is a file system that no kernel maps.
+        if rustix::process::geteuid().is_root() {
+            let lack = user_namespaces(Path::new("/proc"));
+            assert_eq!(lack, Err(NoUserNamespaces::FileSystem));
+        }
+    }
 
     #[test]
     fn the_machine_is_known() {

@@ -197,6 +197,11 @@ impl Pods {
         })
     }
 
+    /// Whether pods can have user namespaces on this machine.
+    pub fn user_namespaces(&self) -> bool {
+        self.world.facts.user_namespaces.is_ok()
+    }
+
     /// Makes and starts a pod. The same request again joins the one under way, or gets the pod it made.
     pub async fn run_pod(&self, config: PodConfig) -> Result<PodId, PodError> {
         self.check_open()?;

@@ -1,10 +1,11 @@
 //! Starting a further process in a container.
 
 use std::ffi::CString;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::BorrowedFd;
 
 use kelson_cgroup::Cgroup;
 use kelson_sys::process::{self, Cloned, ns};
+use kelson_sys::userns;
 use oci_spec::runtime::Process;
 use rustix::io::Errno;
 
@@ -53,6 +54,13 @@ pub fn exec(exec: Exec<'_>) -> Result<Launched, LaunchError> {
         .try_clone_to_owned()
         .map_err(|e| LaunchError::system("copy a pidfd", e))?;
     let namespaces = differing_namespaces(exec.init)?;
+    let uids = if namespaces & ns::USER == 0 {
+        None
+    } else {
+        let (uids, _) = userns::mappings_of_process(pid_of(exec.init)?)
+            .map_err(|e| LaunchError::system("read the container's user ids", e))?;
+        Some(uids)
+    };
     let (progress, theirs) =
         Progress::pair().map_err(|e| LaunchError::system("make a socket pair", e))?;
     let other_pids = namespaces & ns::PID != 0;
@@ -76,11 +84,11 @@ pub fn exec(exec: Exec<'_>) -> Result<Launched, LaunchError> {
                 entry: &entry,
                 proc,
                 channel: Channel::new(theirs),
-                waits_for_word: false,
                 program: CString::default(),
                 extra_env: Vec::new(),
             },
             init,
+            uids,
             namespaces: namespaces & !ns::PID,
         })
     }
@@ -112,12 +120,9 @@ fn differing_namespaces(pidfd: BorrowedFd<'_>) -> Result<u64, LaunchError> {
 }
 
 /// The number, in the caller's PID namespace, of the process behind `pidfd`.
-fn pid_of(pidfd: BorrowedFd<'_>) -> Result<u32, LaunchError> {
-    let path = format!("/proc/self/fdinfo/{}", pidfd.as_raw_fd());
-    let info = std::fs::read_to_string(&path)
-        .map_err(|e| LaunchError::system(format!("read {path}"), e))?;
-    let pid = info.lines().find_map(|line| line.strip_prefix("Pid:"));
-    pid.and_then(|text| text.trim().parse().ok())
-        .filter(|pid| *pid != 0)
-        .ok_or_else(|| LaunchError::system("enter the container: it has ended", Errno::SRCH))
+pub(crate) fn pid_of(pidfd: BorrowedFd<'_>) -> Result<u32, LaunchError> {
+    process::pid_of(pidfd).map_err(|e| match e {
+        Errno::SRCH => LaunchError::system("enter the container: it has ended", e),
+        e => LaunchError::system("look at a pidfd", e),
+    })
 }

@@ -2,15 +2,15 @@
 
 use std::collections::HashMap;
 use std::ffi::CString;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use kelson_cgroup::{Cgroup, Entry};
 use kelson_sys::process::{self, Cloned, ns};
-use oci_spec::runtime::{Hook, LinuxIdMapping, Spec};
+use kelson_sys::userns::{self, IdRange};
+use oci_spec::runtime::{Hook, Spec};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
-use rustix::process::{WaitId, WaitIdOptions};
 
 use crate::plan::{self, ContainerPlan};
 use crate::progress::Channel;
@@ -21,7 +21,8 @@ use crate::{LaunchError, Progress, seccomp, steps};
 pub enum Rootfs {
     /// A directory, bound with the mounts beneath it.
     Path(PathBuf),
-    /// An overlay, mounted in the container's mount namespace only.
+    /// An overlay, mounted in the container's mount namespace only. In a user namespace its lower
+    /// directories are id-mapped; the upper one has the ids of the host.
     Overlay {
         /// The lower directories, the topmost first.
         lower: Vec<PathBuf>,
@@ -85,6 +86,9 @@ pub struct Launch<'a> {
     /// The runtime specification. Namespaces without a path are made, those with one joined, and
     /// types that it does not name are the caller's. `root.path` and `linux.seccomp` are not read.
     pub spec: &'a Spec,
+    /// The user namespace that the specification asks for with its mappings, made before; `None`:
+    /// it is made here.
+    pub user_namespace: Option<BorrowedFd<'a>>,
     /// Its root.
     pub rootfs: &'a Rootfs,
     /// Its cgroup: made here, limited by `linux.resources`. The caller removes it when the
@@ -126,12 +130,15 @@ pub fn launch(launch: Launch<'_>) -> Result<Launched, LaunchError> {
 fn make(launch: Launch<'_>, plan: &ContainerPlan) -> Result<Launched, LaunchError> {
     let Launch {
         spec,
+        user_namespace,
         rootfs,
         cgroup,
         stdio,
         seccomp,
         options,
     } = launch;
+    let user = UserNamespace::of(plan, user_namespace)?;
+    let id_maps = id_maps(plan, user.as_ref())?;
     cgroup.create()?;
     if let Some(resources) = spec
         .linux()
@@ -144,7 +151,6 @@ fn make(launch: Launch<'_>, plan: &ContainerPlan) -> Result<Launched, LaunchErro
     let proc = host_proc()?;
     let (progress, theirs) =
         Progress::pair().map_err(|e| LaunchError::system("make a socket pair", e))?;
-    let new_user_namespace = plan.namespaces.create & ns::USER != 0;
     let pid_namespace = plan
         .namespaces
         .path_of(ns::PID)
@@ -155,8 +161,13 @@ fn make(launch: Launch<'_>, plan: &ContainerPlan) -> Result<Launched, LaunchErro
         .as_ref()
         .map(InPidNamespace::enter)
         .transpose()?;
+    // In a user namespace the first process only prepares, where the host's rights are.
+    let (flags, into) = match user {
+        Some(_) => (0, None),
+        None => (clone_flags(plan, &entry), entry.clone_into()),
+    };
     // SAFETY: callers of this crate are single-threaded.
-    let cloned = unsafe { process::clone3(clone_flags(plan, &entry), entry.clone_into()) };
+    let cloned = unsafe { process::clone3(flags, into) };
     if let Ok(Cloned::Child) = cloned {
         steps::run_container(steps::Container {
             process: steps::NewProcess {
@@ -168,7 +179,6 @@ fn make(launch: Launch<'_>, plan: &ContainerPlan) -> Result<Launched, LaunchErro
                 entry: &entry,
                 proc,
                 channel: Channel::new(theirs),
-                waits_for_word: new_user_namespace,
                 program: CString::default(),
                 extra_env: Vec::new(),
             },
@@ -176,17 +186,87 @@ fn make(launch: Launch<'_>, plan: &ContainerPlan) -> Result<Launched, LaunchErro
             plan,
             rootfs,
             cgroup,
+            user,
+            id_maps,
             sources: Vec::new(),
+            nodes: Vec::new(),
+            tree: None,
             root: None,
         })
     }
     drop(in_namespace);
-    let mut launched = Launched::new(cloned, progress)?;
-    if new_user_namespace && let Err(error) = open_user_namespace(&mut launched, plan) {
-        abandon(&launched);
-        return Err(error);
+    Launched::new(cloned, progress)
+}
+
+/// The user namespace of a container.
+#[derive(Debug)]
+pub(crate) struct UserNamespace {
+    pub(crate) file: OwnedFd,
+    /// What its ids are on the host.
+    pub(crate) uids: Vec<IdRange>,
+    pub(crate) gids: Vec<IdRange>,
+}
+
+impl UserNamespace {
+    /// The one that a plan wants, made where it does not exist. `None`: the caller's.
+    fn of(plan: &ContainerPlan, made: Option<BorrowedFd<'_>>) -> Result<Option<Self>, LaunchError> {
+        let failed = |what: &'static str| move |e| LaunchError::system(what, e);
+        let file = match (plan.namespaces.path_of(ns::USER), made) {
+            (Some(path), _) => open_namespace(path)?,
+            (None, _) if plan.namespaces.create & ns::USER == 0 => return Ok(None),
+            (None, Some(made)) => made
+                .try_clone_to_owned()
+                .map_err(|e| LaunchError::system("copy a descriptor", e))?,
+            (None, None) => make_user_namespace(&plan.uid_mappings, &plan.gid_mappings)?,
+        };
+        let (uids, gids) =
+            userns::mappings(file.as_fd()).map_err(failed("look into the user namespace"))?;
+        Ok(Some(Self { file, uids, gids }))
     }
-    Ok(launched)
+}
+
+fn make_user_namespace(uids: &[IdRange], gids: &[IdRange]) -> Result<OwnedFd, LaunchError> {
+    userns::make(uids, gids).map_err(|e| LaunchError::system("make a user namespace", e))
+}
+
+/// The user namespaces that mounts are id-mapped by, in the order of the plan's mounts.
+fn id_maps(
+    plan: &ContainerPlan,
+    user: Option<&UserNamespace>,
+) -> Result<Vec<Option<OwnedFd>>, LaunchError> {
+    let mut made: Vec<(&(Vec<IdRange>, Vec<IdRange>), OwnedFd)> = Vec::new();
+    let copy = |file: &OwnedFd| {
+        file.try_clone()
+            .map_err(|e| LaunchError::system("copy a descriptor", e))
+    };
+    let mut all = Vec::with_capacity(plan.mounts.len());
+    for mount in &plan.mounts {
+        let Some(id_map) = &mount.id_map else {
+            all.push(None);
+            continue;
+        };
+        let own = user.filter(|user| {
+            let same = |(uids, gids): &(Vec<IdRange>, Vec<IdRange>)| {
+                *uids == user.uids && *gids == user.gids
+            };
+            id_map.ranges.as_ref().is_none_or(same)
+        });
+        let file = match (own, &id_map.ranges) {
+            (Some(user), _) => copy(&user.file)?,
+            (None, Some(ranges)) => match made.iter().find(|(other, _)| *other == ranges) {
+                Some((_, file)) => copy(file)?,
+                None => {
+                    let file = make_user_namespace(&ranges.0, &ranges.1)?;
+                    made.push((ranges, copy(&file)?));
+                    file
+                }
+            },
+            // The plan has been checked for this.
+            (None, None) => return Err(LaunchError::system("map a mount", Errno::INVAL)),
+        };
+        all.push(Some(file));
+    }
+    Ok(all)
 }
 
 impl Launched {
@@ -224,37 +304,6 @@ fn start_hooks(spec: &Spec) -> Vec<Hook> {
         .as_ref()
         .and_then(|hooks| hooks.start_container().clone());
     hooks.unwrap_or_default()
-}
-
-/// Maps the ids of a new user namespace, which only its maker may, and lets the process go on.
-fn open_user_namespace(launched: &mut Launched, plan: &ContainerPlan) -> Result<(), LaunchError> {
-    let lines = |mappings: &[LinuxIdMapping]| {
-        let line =
-            |m: &LinuxIdMapping| format!("{} {} {}\n", m.container_id(), m.host_id(), m.size());
-        mappings.iter().map(line).collect::<String>()
-    };
-    for (name, mappings) in [
-        ("uid_map", &plan.uid_mappings),
-        ("gid_map", &plan.gid_mappings),
-    ] {
-        let path = format!("/proc/{}/{name}", launched.pid);
-        std::fs::write(&path, lines(mappings))
-            .map_err(|e| LaunchError::system(format!("write {path}"), e))?;
-    }
-    if let Some(adjustment) = plan.process.oom_score_adj {
-        // The process tells when this had no effect: it tries the same itself.
-        let path = format!("/proc/{}/oom_score_adj", launched.pid);
-        let _ = std::fs::write(path, adjustment.to_string());
-    }
-    launched.progress.resume()
-}
-
-/// Ends and reaps a process that never became a container.
-fn abandon(launched: &Launched) {
-    let _ = process::pidfd_send_signal(launched.pidfd.as_fd(), libc::SIGKILL);
-    let wait =
-        || rustix::process::waitid(WaitId::PidFd(launched.pidfd.as_fd()), WaitIdOptions::EXITED);
-    let _ = rustix::io::retry_on_intr(wait);
 }
 
 /// The host's procfs, verified to be one: what the steps read and write by it decides about

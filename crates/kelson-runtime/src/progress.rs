@@ -26,6 +26,14 @@ pub enum Event {
     Note(String),
     /// The master side of its terminal.
     Terminal(OwnedFd),
+    /// It is another process from now on, a child of the same maker: the one before only prepared
+    /// it, and ends. The caller reaps both.
+    Process {
+        /// Its number in the caller's PID namespace.
+        pid: u32,
+        /// Its pidfd.
+        pidfd: OwnedFd,
+    },
     /// Its namespaces exist and [`crate::Options::hooks`] asked to be told: it waits for
     /// [`Progress::resume`].
     HooksDue,
@@ -44,6 +52,7 @@ pub enum Event {
 pub(crate) enum Message {
     Note(String),
     Terminal,
+    Process,
     HooksDue,
     Waiting,
     Executing,
@@ -151,6 +160,13 @@ impl Progress {
             Message::Terminal => match fds.pop() {
                 Some(master) => Event::Terminal(master),
                 None => return Err(LaunchError::system("get the terminal", Errno::BADMSG)),
+            },
+            Message::Process => match fds.pop() {
+                Some(pidfd) => Event::Process {
+                    pid: crate::exec::pid_of(pidfd.as_fd())?,
+                    pidfd,
+                },
+                None => return Err(LaunchError::system("get the new process", Errno::BADMSG)),
             },
             Message::Executing => {
                 self.executing = true;

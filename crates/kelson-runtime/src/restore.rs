@@ -60,6 +60,10 @@ pub fn restore(launch: Launch<'_>, restore: &Restore<'_>) -> Result<Launched, La
         let reason = "a container with mounted images cannot be restored";
         return Err(LaunchError::spec("mounts", reason));
     }
+    if plan.mounts.iter().any(|mount| mount.id_map.is_some()) {
+        let reason = "a container with id-mapped mounts cannot be restored";
+        return Err(LaunchError::spec("mounts", reason));
+    }
     let existed = launch.cgroup.exists();
     let cgroup = launch.cgroup;
     let launched = make(launch, &plan, restore);
@@ -111,7 +115,6 @@ fn make(
                     entry: &entry,
                     proc,
                     channel: Channel::new(theirs),
-                    waits_for_word: false,
                     program: CString::default(),
                     extra_env: CString::new(PATH).into_iter().collect(),
                 },
@@ -119,7 +122,11 @@ fn make(
                 plan,
                 rootfs: launch.rootfs,
                 cgroup,
+                user: None,
+                id_maps: Vec::new(),
                 sources: Vec::new(),
+                nodes: Vec::new(),
+                tree: None,
                 root: None,
             },
             words,

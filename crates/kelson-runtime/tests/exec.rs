@@ -13,6 +13,41 @@ use kelson_runtime::{Kind, LaunchError, Stdio, Step, seccomp};
 use serde_json::json;
 
 #[test]
+fn a_further_process_is_in_the_user_namespace() {
+    alone(|| {
+        let mut world = World::new("touch /tmp/mark; echo up; sleep 100");
+        let namespaces = world.spec["linux"]["namespaces"].as_array_mut().unwrap();
+        namespaces.push(json!({"type": "user"}));
+        let map = json!([{"containerID": 0, "hostID": 100_000, "size": 5000}]);
+        world.spec["linux"]["uidMappings"] = map.clone();
+        world.spec["linux"]["gidMappings"] = map;
+        for dir in ["", "tmp"] {
+            let dir = world.root().join(dir);
+            std::os::unix::fs::chown(dir, Some(100_000), Some(100_000)).unwrap();
+        }
+        let mut running = world.start().unwrap();
+        assert_eq!(running.line(), "up");
+        let script = "id -u; id -g; id -G; stat -c %u /tmp/mark; echo out > /dev/stdout; \
+                      grep CapEff /proc/self/status; readlink /proc/self/ns/user";
+        let changes = json!({"args": sh(script),
+            "user": {"uid": 1000, "gid": 1001, "additionalGids": [7]}});
+        let finished = world.exec(&running, changes).unwrap().finish();
+        let pid = running.launched.pid;
+        let user = std::fs::read_link(format!("/proc/{pid}/ns/user")).unwrap();
+        let expected = format!(
+            "1000\n1001\n1001 7\n0\nout\nCapEff:\t0000000000000000\n{}\n",
+            user.display()
+        );
+        assert_eq!(finished.out, expected, "{finished:?}");
+        let nobody = json!({"args": sh("true"), "user": {"uid": 5000, "gid": 0}});
+        let Err(LaunchError::Step(error)) = world.exec(&running, nobody) else {
+            panic!("a user that is not mapped")
+        };
+        assert!(error.what.contains("user 5000"), "{error}");
+    });
+}
+
+#[test]
 fn a_further_process_is_inside() {
     alone(|| {
         let mut world = World::new("touch /tmp/mark; echo up; sleep 100");

@@ -682,6 +682,166 @@ fn a_user_namespace_maps_ids() {
     });
 }
 
+/// Gives the container a user namespace whose root is 100000 on the host.
+fn with_user_namespace(world: &mut World) -> serde_json::Value {
+    let namespaces = world.spec["linux"]["namespaces"].as_array_mut().unwrap();
+    namespaces.push(json!({"type": "user"}));
+    let map = json!([{"containerID": 0, "hostID": 100_000, "size": 65_536}]);
+    merge(
+        &mut world.spec["linux"],
+        &json!({"uidMappings": map, "gidMappings": map}),
+    );
+    map
+}
+
+fn own(path: &Path, id: u32) {
+    std::os::unix::fs::chown(path, Some(id), Some(id)).unwrap();
+}
+
+fn owner(path: impl AsRef<Path>) -> u32 {
+    std::os::unix::fs::MetadataExt::uid(&fs::symlink_metadata(path).unwrap())
+}
+
+#[test]
+fn layers_are_mapped_without_a_copy() {
+    alone(|| {
+        let script = "stat -c %u:%g / /of0 /users; echo more >> /of0; touch /new; \
+                      readlink /proc/self/ns/pid; readlink /proc/1/ns/net; echo $$";
+        for layers in [1, 12] {
+            let mut world = World::new(script);
+            with_user_namespace(&mut world);
+            let upper = overlay(&mut world, layers);
+            own(&upper, 100_000);
+            let users = world.root().join("users");
+            fs::write(&users, "").unwrap();
+            own(&users, 1000);
+            // Nothing above the layers can be entered by anybody but the host's root.
+            let closed = std::os::unix::fs::PermissionsExt::from_mode(0o700);
+            fs::set_permissions(world.dir.path(), closed).unwrap();
+            let out = output(&world);
+            assert!(out.starts_with("0:0\n0:0\n1000:1000\n"), "{out}");
+            assert!(out.ends_with("\n1\n"), "{out}");
+            // What was written is the container root's, what was not is as it was.
+            assert_eq!(owner(upper.join("of0")), 100_000);
+            assert_eq!(owner(upper.join("new")), 100_000);
+            assert!(!upper.join("users").exists());
+            assert_eq!(owner(&users), 1000);
+            assert_eq!(owner(world.dir.path().join("layer,0:x/of0")), 0);
+            let host = fs::read_to_string("/proc/self/mountinfo").unwrap();
+            assert!(!host.contains(world.dir.path().to_str().unwrap()), "{host}");
+        }
+    });
+}
+
+#[test]
+fn namespaces_belong_to_the_user_namespace() {
+    alone(|| {
+        let mut world = World::new("sleep 100");
+        with_user_namespace(&mut world);
+        let upper = overlay(&mut world, 1);
+        own(&upper, 100_000);
+        let running = world.start().unwrap();
+        let pid = running.launched.pid;
+        let user = fs::metadata(format!("/proc/{pid}/ns/user")).unwrap();
+        for name in ["pid", "mnt", "net", "ipc", "uts", "cgroup"] {
+            let file = fs::File::open(format!("/proc/{pid}/ns/{name}")).unwrap();
+            let owner = owner_of_namespace(&file);
+            use std::os::unix::fs::MetadataExt;
+            assert_eq!(owner.metadata().unwrap().ino(), user.ino(), "{name}");
+        }
+        let map = fs::read_to_string(format!("/proc/{pid}/uid_map")).unwrap();
+        let words: Vec<_> = map.split_whitespace().collect();
+        assert_eq!(words, ["0", "100000", "65536"]);
+        assert_eq!(world.cgroup.pids().unwrap(), [pid]);
+        kelson_sys::process::pidfd_send_signal(
+            std::os::fd::AsFd::as_fd(&running.launched.pidfd),
+            libc::SIGKILL,
+        )
+        .unwrap();
+        assert_eq!(running.wait(), 128 + libc::SIGKILL);
+    });
+}
+
+#[allow(unsafe_code, reason = "an ioctl that only a test needs")]
+fn owner_of_namespace(file: &fs::File) -> fs::File {
+    use std::os::fd::{AsRawFd, FromRawFd};
+    const NS_GET_USERNS: libc::c_ulong = 0xb701;
+    // SAFETY: the ioctl takes no argument and returns a fresh descriptor.
+    unsafe {
+        let fd = libc::ioctl(file.as_raw_fd(), NS_GET_USERNS);
+        assert!(fd >= 0, "{}", std::io::Error::last_os_error());
+        fs::File::from_raw_fd(fd)
+    }
+}
+
+#[test]
+fn a_volume_is_mapped_without_a_change_on_the_host() {
+    alone(|| {
+        let mut world = World::new(
+            "stat -c %u:%g /plain /mapped /by-option /other; touch /mapped/new; \
+             touch /plain/new || echo denied; mkdir /mapped/sub; echo x > /dev/stdout; \
+             dd if=/dev/zero of=/dev/null count=1 2>/dev/null && echo devices; \
+             cat /proc/self/oom_score_adj; ls /sys/class >/dev/null && echo sysfs",
+        );
+        let map = with_user_namespace(&mut world);
+        let upper = overlay(&mut world, 2);
+        own(&upper, 100_000);
+        let volume = world.dir.path().join("volume");
+        fs::create_dir(&volume).unwrap();
+        let source = volume.to_str().unwrap();
+        let other = json!([{"containerID": 0, "hostID": 100_007, "size": 10}]);
+        for (target, changes) in [
+            ("/plain", json!({})),
+            ("/mapped", json!({"uidMappings": map, "gidMappings": map})),
+            ("/by-option", json!({"options": ["bind", "idmap"]})),
+            (
+                "/other",
+                json!({"uidMappings": other, "gidMappings": other}),
+            ),
+        ] {
+            let mut mount = json!({"destination": target, "type": "bind", "source": source,
+                "options": ["rbind", "rprivate"]});
+            merge(&mut mount, &changes);
+            add_mount(&mut world, mount);
+        }
+        world.spec["process"]["oomScoreAdj"] = json!(321);
+        let out = output(&world);
+        assert_eq!(
+            out,
+            "65534:65534\n0:0\n0:0\n7:7\ndenied\nx\ndevices\n321\nsysfs\n"
+        );
+        assert_eq!(owner(volume.join("new")), 0);
+        assert_eq!(owner(volume.join("sub")), 0);
+        assert_eq!(owner(&volume), 0);
+    });
+}
+
+#[test]
+fn a_file_system_that_cannot_be_mapped_is_named() {
+    alone(|| {
+        let mut world = World::new("true");
+        let map = with_user_namespace(&mut world);
+        let upper = overlay(&mut world, 1);
+        own(&upper, 100_000);
+        add_mount(
+            &mut world,
+            json!({"destination": "/p", "type": "bind", "source": "/proc/sys",
+            "options": ["bind"], "uidMappings": map, "gidMappings": map}),
+        );
+        let error = world.fail();
+        assert_eq!(error.step, Step::Mounts);
+        assert!(error.what.contains("ids of /proc/sys"), "{error}");
+        // Nothing is left of the process that prepares either.
+        assert!(world.cgroup.pids().unwrap().is_empty());
+
+        let mut world = World::new("true");
+        with_user_namespace(&mut world);
+        world.spec["process"]["user"]["uid"] = json!(70_000);
+        let error = world.fail();
+        assert!(error.what.contains("user 70000"), "{error}");
+    });
+}
+
 #[test]
 fn an_overlay_with_paths_too_long_for_single_options_is_mounted() {
     alone(|| {

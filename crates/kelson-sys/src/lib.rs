@@ -13,3 +13,4 @@ pub mod memory;
 pub mod mount;
 pub mod process;
 pub mod root;
+pub mod userns;

@@ -56,12 +56,30 @@ pub struct Child {
 /// The calling process must be single-threaded: the child may allocate, and a lock held by another
 /// thread would stay held in it for ever.
 pub unsafe fn clone3(namespaces: u64, cgroup: Option<BorrowedFd<'_>>) -> Result<Cloned> {
+    // SAFETY: the caller promises the same.
+    unsafe { clone(namespaces, libc::SIGCHLD, cgroup) }
+}
+
+/// As [`clone3`], but the new process is a child of the caller's parent, which reaps it. The pidfd
+/// in the answer is the caller's.
+///
+/// # Safety
+/// As for [`clone3`].
+pub unsafe fn clone_sibling(namespaces: u64) -> Result<Cloned> {
+    // The signal at its end is the one at the caller's.
+    // SAFETY: the caller promises the same.
+    unsafe { clone(namespaces | libc::CLONE_PARENT as u64, 0, None) }
+}
+
+/// # Safety
+/// As for [`clone3`].
+unsafe fn clone(flags: u64, exit_signal: c_int, cgroup: Option<BorrowedFd<'_>>) -> Result<Cloned> {
     let mut pidfd: RawFd = -1;
     // SAFETY: clone_args is plain data for which zero is a valid value of every field.
     let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
-    args.flags = namespaces | libc::CLONE_PIDFD as u64;
+    args.flags = flags | libc::CLONE_PIDFD as u64;
     args.pidfd = (&raw mut pidfd) as u64;
-    args.exit_signal = libc::SIGCHLD as u64;
+    args.exit_signal = exit_signal as u64;
     if let Some(fd) = cgroup {
         args.flags |= CLONE_INTO_CGROUP;
         args.cgroup = fd.as_raw_fd() as u64;
@@ -127,6 +145,18 @@ pub fn pidfd_send_signal(pidfd: BorrowedFd<'_>, signal: i32) -> Result<()> {
         )
     };
     check(ret as c_int).map(drop)
+}
+
+/// The number, in the caller's PID namespace, of the process behind `pidfd`. `ESRCH` when it has ended
+/// and been reaped, or has no number there.
+pub fn pid_of(pidfd: BorrowedFd<'_>) -> Result<u32> {
+    let path = format!("/proc/self/fdinfo/{}", pidfd.as_raw_fd());
+    let info = std::fs::read_to_string(path)
+        .map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
+    let pid = info.lines().find_map(|line| line.strip_prefix("Pid:"));
+    pid.and_then(|text| text.trim().parse().ok())
+        .filter(|pid| *pid != 0)
+        .ok_or(Errno::SRCH)
 }
 
 /// Gives every signal its default action and unblocks all, as a new program expects.

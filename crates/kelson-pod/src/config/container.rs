@@ -81,9 +81,9 @@ pub struct Mount {
     pub selinux_relabel: bool,
     /// Whether later mounts travel.
     pub propagation: Propagation,
-    /// User id mappings; not supported.
+    /// User id mappings: those of the pod's user namespace, or none.
     pub uid_mappings: Vec<IdMapping>,
-    /// Group id mappings; not supported.
+    /// Group id mappings: those of the pod's user namespace, or none.
     pub gid_mappings: Vec<IdMapping>,
     /// Image to mount instead of a path of the host: always read-only and without programs.
     pub image_volume: Option<ImageSpec>,

@@ -111,14 +111,42 @@ pub struct PodNamespaces {
     pub user: Option<UserNamespace>,
 }
 
-/// A user namespace as it was asked for.
+/// A user namespace as it was asked for: with `Pod` one mapping of user and one of group ids, with
+/// `Node` none.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct UserNamespace {
-    /// Only `Node` is supported.
+    /// `Pod` or `Node`.
     pub mode: NamespaceMode,
     /// User ids.
     pub uids: Vec<IdMapping>,
     /// Group ids.
     pub gids: Vec<IdMapping>,
+}
+
+impl PodNamespaces {
+    /// The user namespace of the pod's own, if it has one.
+    pub(crate) fn own_users(&self) -> Option<&UserNamespace> {
+        self.user
+            .as_ref()
+            .filter(|user| user.mode == NamespaceMode::Pod)
+    }
+}
+
+impl IdMapping {
+    /// What `id` of the container is on the host.
+    pub(crate) fn host(&self, id: u32) -> Option<u32> {
+        let offset = id
+            .checked_sub(self.container_id)
+            .filter(|at| *at < self.length)?;
+        self.host_id.checked_add(offset)
+    }
+}
+
+impl UserNamespace {
+    /// What a user and a group of the container are on the host; `None`: they do not exist there.
+    pub(crate) fn host(&self, uid: u32, gid: u32) -> Option<(u32, u32)> {
+        let find = |list: &[IdMapping], id| list.iter().find_map(|line| line.host(id));
+        Some((find(&self.uids, uid)?, find(&self.gids, gid)?))
+    }
 }

@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::UserNamespace;
+
 /// The caller's choice of a namespace.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -115,6 +117,8 @@ pub struct ContainerSecurity {
     pub network: Option<NamespaceMode>,
     /// IPC; must be the pod's. `None`: as the pod says.
     pub ipc: Option<NamespaceMode>,
+    /// User namespace; must be the pod's. `None`: as the pod says.
+    pub user: Option<UserNamespace>,
     /// User id; wins over `run_as_username`.
     pub run_as_user: Option<i64>,
     /// User name, looked up in the image; empty: the image's user.
@@ -177,6 +181,7 @@ impl Default for ContainerSecurity {
             target_id: String::new(),
             network: None,
             ipc: None,
+            user: None,
             run_as_user: None,
             run_as_username: String::new(),
             run_as_group: None,

@@ -15,7 +15,7 @@ use tracing::debug_span;
 
 use super::security;
 use super::volumes::{self, ImageVolume};
-use crate::config::{ContainerConfig, PodConfig, Propagation};
+use crate::config::{ContainerConfig, PodConfig, Propagation, UserNamespace};
 use crate::error::{Cause, Mistake, Mistakes, PodError};
 use crate::janitor::{self, Debt};
 use crate::outside::ImageFacts;
@@ -25,7 +25,7 @@ use crate::spec::devices::{self, Node};
 use crate::spec::mounts::Bind;
 use crate::spec::{self, process};
 use crate::users::{self, Identity};
-use crate::view::Resolved;
+use crate::view::{Resolved, User};
 use crate::world::{FileError, World, hostname};
 use crate::{mountinfo, restore, signal};
 
@@ -65,6 +65,13 @@ fn make(world: &Arc<World>, request: &Request) -> Result<(Batch, Resolved), PodE
     let name = &config.image.image;
     let checkpoint = restore::location(name).map(|path| restore::open(world, path, config));
     let checkpoint = checkpoint.transpose()?;
+    if checkpoint.is_some() && request.pod_config.namespaces.own_users().is_some() {
+        return Err(PodError::Invalid(Mistakes(vec![Mistake {
+            field: "image.image".to_owned(),
+            problem: "a checkpoint, in a pod with a user namespace".to_owned(),
+            unsupported: true,
+        }])));
+    }
     let (image_name, image) = match &checkpoint {
         Some(checkpoint) => checkpoint.image(world)?,
         None => {
@@ -82,6 +89,7 @@ fn make(world: &Arc<World>, request: &Request) -> Result<(Batch, Resolved), PodE
     }
     let stop_signal = stop_signal(config, &image)?;
     let identity = debug_span!("look up the user").in_scope(|| identity(world, config, &image))?;
+    known(&identity.user, &request.pod_config)?;
     let preparing = debug_span!("prepare mounts, devices, log").entered();
     let volumes = volumes::find(world, config)?;
     let declared = volumes::declared(world, config, &image)?;
@@ -92,6 +100,13 @@ fn make(world: &Arc<World>, request: &Request) -> Result<(Batch, Resolved), PodE
             .enumerate()
             .map(|(n, path)| Bind::volume(path, world.snapshots.volume(request.id.as_str(), n))),
     );
+    if let Some(user) = request.pod_config.namespaces.own_users() {
+        // What is copied from the image has the image's ids.
+        for bind in binds.iter_mut().rev().take(declared.len()) {
+            bind.uids.clone_from(&user.uids);
+            bind.gids.clone_from(&user.gids);
+        }
+    }
     let devices = find_devices(config)?;
     let log = log(&request.pod_config, config)?;
     let seccomp = security::seccomp(world, config)?;
@@ -142,7 +157,8 @@ fn make(world: &Arc<World>, request: &Request) -> Result<(Batch, Resolved), PodE
     };
     drop(building);
     let _stage = debug_span!("make the writable directory").entered();
-    let restored = prepare(world, &request.id, &image.chain, extras, checkpoint)?;
+    let users = request.pod_config.namespaces.own_users();
+    let restored = prepare(world, request.id, &image.chain, extras, (checkpoint, users))?;
     let record = SpecRecord {
         spec,
         seccomp,
@@ -157,23 +173,67 @@ fn make(world: &Arc<World>, request: &Request) -> Result<(Batch, Resolved), PodE
 
 /// Makes the writable directories, of a checkpoint if there is one.
 fn prepare(
-    world: &World,
-    id: &ContainerId,
+    world: &Arc<World>,
+    id: ContainerId,
     chain: &[ChainId],
     mut extras: Extras<'_>,
-    checkpoint: Option<Checkpoint>,
+    (checkpoint, users): (Option<Checkpoint>, Option<&UserNamespace>),
 ) -> Result<Option<Restored>, PodError> {
     let (changes, rest) = checkpoint.map(Checkpoint::apart).unzip();
     extras.changes = changes.flatten();
     let made = world.snapshots.prepare_with(id.as_str(), chain, extras);
-    made.map_err(|error| match error {
+    let rootfs = made.map_err(|error| match error {
         SnapshotError::Volume { .. } => {
             let cause: Cause = Arc::new(error);
             PodError::Image("the image cannot be used".to_owned(), Some(cause))
         }
         error => PodError::step("make the container's writable directory", error),
     })?;
+    if let Some(user) = users
+        && let Err(error) = give_away(&rootfs.upper, user)
+    {
+        drop_files(world, id);
+        return Err(PodError::step(
+            "give the container's writable directory to its root",
+            error,
+        ));
+    }
     rest.map(|rest| rest.keep(world, id.as_str())).transpose()
+}
+
+/// Refuses ids that do not exist in the pod's user namespace: the kernel would not say which.
+fn known(user: &User, pod: &PodConfig) -> Result<(), PodError> {
+    let Some(own) = pod.namespaces.own_users() else {
+        return Ok(());
+    };
+    let groups = user.groups.iter().chain([&user.gid]);
+    let missing = match own.host(user.uid, user.gid) {
+        None => Some(format!("user {} with group {}", user.uid, user.gid)),
+        Some(_) => groups
+            .into_iter()
+            .find(|gid| own.host(user.uid, **gid).is_none())
+            .map(|gid| format!("group {gid}")),
+    };
+    match missing {
+        None => Ok(()),
+        Some(what) => Err(PodError::Image(
+            format!(
+                "{what} of the container is not in the pod's user namespace; set run_as_user, \
+                 run_as_group and supplemental_groups to ids that it maps, or give it more ids"
+            ),
+            None,
+        )),
+    }
+}
+
+/// Gives the writable directory, which has the ids of the host, the owner of the image's root as the
+/// pod's user namespace maps it.
+fn give_away(upper: &Path, user: &UserNamespace) -> Result<(), FileError> {
+    use std::os::unix::fs::MetadataExt as _;
+    let like = std::fs::symlink_metadata(upper).map_err(FileError::on("look at", upper))?;
+    let owner = user.host(like.uid(), like.gid()).or(user.host(0, 0));
+    let (uid, gid) = owner.unzip();
+    std::os::unix::fs::lchown(upper, uid, gid).map_err(FileError::on("give away", upper))
 }
 
 fn records(request: &Request, resolved: &Resolved, spec: SpecRecord) -> Result<Batch, PodError> {

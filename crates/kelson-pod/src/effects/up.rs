@@ -7,13 +7,13 @@ use std::sync::Arc;
 
 use kelson_network::{Netns, Pod as NetworkPod};
 use kelson_shim::ids::PodId;
-use kelson_shim::proto::{Namespace, PodNamespaces, PodSetup, Ready};
+use kelson_shim::proto::{Namespace, PodNamespaces, PodSetup, Ready, UserNamespace};
 use kelson_store::Batch;
 
 use tracing::{Instrument as _, debug_span};
 
 use super::down;
-use crate::config::{NETWORK_FALLBACK, NamespaceMode, PodConfig, Protocol};
+use crate::config::{IdMapping, NETWORK_FALLBACK, NamespaceMode, PodConfig, Protocol};
 use crate::error::{ErrorKind, PodError};
 use crate::files;
 use crate::janitor::{self, Debt};
@@ -26,6 +26,8 @@ const UNPRIVILEGED: &[(&str, &str)] = &[
     ("net.ipv4.ip_unprivileged_port_start", "0"),
     ("net.ipv4.ping_group_range", "0 2147483647"),
 ];
+/// The one of them that names groups.
+const PING: &str = "net.ipv4.ping_group_range";
 
 /// A pod that runs.
 pub(crate) struct Up {
@@ -210,22 +212,26 @@ fn setup(world: &World, id: &PodId, config: &PodConfig, name: &str) -> PodSetup 
             },
         },
         hostname: (network == Namespace::New).then(|| name.to_owned()),
-        sysctls: sysctls(world, config),
+        sysctls: sysctls(world.config.unprivileged_ports, config),
+        user: namespaces.own_users().map(|user| {
+            let lines = |list: &[IdMapping]| {
+                let line = |m: &IdMapping| (m.container_id, m.host_id, m.length);
+                list.iter().map(line).collect()
+            };
+            UserNamespace {
+                uids: lines(&user.uids),
+                gids: lines(&user.gids),
+            }
+        }),
         shm_size: (ipc == Namespace::New).then_some(world.config.shm_size),
     }
 }
 
 /// What the request says, over what every pod with a network of its own has.
-fn sysctls(world: &World, config: &PodConfig) -> BTreeMap<String, String> {
-    let namespaces = &config.namespaces;
-    // The host's parameters are not touched, and ids that a user namespace does not map are refused.
-    let own = namespaces.network != NamespaceMode::Node
-        && !namespaces
-            .user
-            .as_ref()
-            .is_some_and(|user| user.mode == NamespaceMode::Pod);
+fn sysctls(unprivileged: bool, config: &PodConfig) -> BTreeMap<String, String> {
     let mut all = BTreeMap::new();
-    if own && world.config.unprivileged_ports {
+    // The host's parameters are not touched.
+    if config.namespaces.network != NamespaceMode::Node && unprivileged {
         for (name, value) in UNPRIVILEGED {
             all.insert((*name).to_owned(), (*value).to_owned());
         }
@@ -234,6 +240,26 @@ fn sysctls(world: &World, config: &PodConfig) -> BTreeMap<String, String> {
         // Slashes are another spelling of the same name.
         all.remove(&name.replace('/', "."));
         all.insert(name.clone(), value.clone());
+    }
+    let gids = config
+        .namespaces
+        .own_users()
+        .and_then(|user| user.gids.first());
+    let key = [PING.to_owned(), PING.replace('.', "/")];
+    let ping = key.into_iter().find(|key| all.contains_key(key));
+    if let (Some(gids), Some(value)) = (gids, ping.and_then(|key| all.get_mut(&key))) {
+        // A group that does not exist in the user namespace is none for the kernel.
+        let last = gids.length.saturating_sub(1);
+        let words: Option<Vec<u32>> = value
+            .split_ascii_whitespace()
+            .map(|word| word.parse().ok())
+            .collect();
+        if let Some([first, end]) = words.as_deref()
+            && *first <= last
+            && *end > last
+        {
+            *value = format!("{first} {last}");
+        }
     }
     all
 }
@@ -273,4 +299,42 @@ fn network_pod(id: &PodId, config: &PodConfig, shim: u32) -> NetworkPod {
         options: dns.options.clone(),
     });
     pod
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config;
+
+    #[test]
+    fn low_ports_and_ping_are_free_in_the_pods_network() {
+        const LOW_PORTS: &str = "net.ipv4.ip_unprivileged_port_start";
+        let mut config = PodConfig::default();
+        let all = sysctls(true, &config);
+        assert_eq!(all[LOW_PORTS], "0");
+        assert_eq!(all[PING], "0 2147483647");
+        assert!(sysctls(false, &config).is_empty());
+        config.sysctls = [("net/ipv4/ip_unprivileged_port_start".into(), "9".into())].into();
+        assert!(!sysctls(true, &config).contains_key(LOW_PORTS));
+
+        let line = IdMapping {
+            host_id: 1 << 20,
+            container_id: 0,
+            length: 65_536,
+        };
+        config.namespaces.user = Some(config::UserNamespace {
+            mode: NamespaceMode::Pod,
+            uids: vec![line],
+            gids: vec![line],
+        });
+        assert_eq!(sysctls(true, &config)[PING], "0 65535");
+        config.sysctls = [(PING.to_owned(), "5 70000".to_owned())].into();
+        assert_eq!(sysctls(true, &config)[PING], "5 65535");
+        config.sysctls = [(PING.to_owned(), "1 0".to_owned())].into();
+        assert_eq!(sysctls(true, &config)[PING], "1 0");
+
+        config.namespaces.network = NamespaceMode::Node;
+        config.sysctls.clear();
+        assert!(sysctls(true, &config).is_empty());
+    }
 }

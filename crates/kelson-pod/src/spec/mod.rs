@@ -89,8 +89,12 @@ pub(crate) fn build(request: &Request<'_>) -> Spec {
         .set_mounts(Some(mounts::all(
             request.files,
             request.binds,
-            security.privileged,
-            security.readonly_rootfs,
+            &mounts::Rules {
+                privileged: security.privileged,
+                readonly_root: security.readonly_rootfs,
+                user: request.pod.namespaces.own_users(),
+                host_network: request.pod.namespaces.network == NamespaceMode::Node,
+            },
         )))
         .set_process(Some(process(request)))
         .set_annotations(Some(annotations(request)))
@@ -160,6 +164,7 @@ fn linux(request: &Request<'_>) -> Linux {
     let paths =
         |list: &[String]| Some(list.to_vec()).filter(|list| !privileged && !list.is_empty());
     let nodes: Vec<_> = request.devices.iter().map(Node::device).collect();
+    let users = request.pod.namespaces.own_users();
     let mut linux = Linux::default();
     linux
         .set_resources(Some(resources::limits(
@@ -170,6 +175,8 @@ fn linux(request: &Request<'_>) -> Linux {
         )))
         .set_cgroups_path(Some(PathBuf::from(request.cgroup)))
         .set_namespaces(Some(namespaces(request)))
+        .set_uid_mappings(users.map(|user| mounts::mappings(&user.uids)))
+        .set_gid_mappings(users.map(|user| mounts::mappings(&user.gids)))
         .set_devices(Some(nodes).filter(|list| !list.is_empty()))
         .set_seccomp(None)
         .set_rootfs_propagation(mounts::root_propagation(request.binds).map(str::to_owned))
@@ -187,6 +194,10 @@ fn namespaces(request: &Request<'_>) -> Vec<LinuxNamespace> {
         namespace
     };
     let mut all = vec![namespace(LinuxNamespaceType::Mount, None)];
+    if request.pod.namespaces.own_users().is_some() {
+        // The shim has made it for the pod.
+        all.push(namespace(LinuxNamespaceType::User, None));
+    }
     if !request.config.security.privileged {
         all.push(namespace(LinuxNamespaceType::Cgroup, None));
     }

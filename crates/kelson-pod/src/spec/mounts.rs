@@ -2,9 +2,12 @@
 
 use std::path::{Path, PathBuf};
 
-use oci_spec::runtime::Mount as SpecMount;
+use oci_spec::runtime::{LinuxIdMapping, LinuxIdMappingBuilder, Mount as SpecMount};
 
-use crate::config::{Mount, Propagation};
+use crate::config::{IdMapping, Mount, Propagation, UserNamespace};
+
+/// The group of terminals.
+const TTY_GROUP: u32 = 5;
 
 /// A mount of the request whose source on the host is known to be there.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -15,8 +18,35 @@ pub(crate) struct Bind {
     pub(crate) readonly: bool,
     pub(crate) recursive_read_only: bool,
     pub(crate) propagation: Propagation,
+    /// The mappings by which its ids are shown.
+    pub(crate) uids: Vec<IdMapping>,
+    pub(crate) gids: Vec<IdMapping>,
     /// The tree of an image to mount instead of the source.
     pub(crate) image: Option<ImageTree>,
+}
+
+/// What the default mounts depend on.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Rules<'a> {
+    pub(crate) privileged: bool,
+    pub(crate) readonly_root: bool,
+    /// The pod's own user namespace.
+    pub(crate) user: Option<&'a UserNamespace>,
+    pub(crate) host_network: bool,
+}
+
+/// Mappings in the words of the runtime specification.
+pub(crate) fn mappings(list: &[IdMapping]) -> Vec<LinuxIdMapping> {
+    // All three fields are given, so there is nothing that the builder could miss.
+    let line = |one: &IdMapping| {
+        LinuxIdMappingBuilder::default()
+            .container_id(one.container_id)
+            .host_id(one.host_id)
+            .size(one.length)
+            .build()
+            .ok()
+    };
+    list.iter().filter_map(line).collect()
 }
 
 /// The merged tree of an image, or a part of it.
@@ -36,6 +66,8 @@ impl Bind {
             readonly: mount.readonly,
             recursive_read_only: mount.recursive_read_only,
             propagation: mount.propagation,
+            uids: mount.uid_mappings.clone(),
+            gids: mount.gid_mappings.clone(),
             image: None,
         }
     }
@@ -80,13 +112,8 @@ pub(crate) fn target(path: &str) -> PathBuf {
 
 /// All mounts in the order in which they are made: the defaults, then the request's by depth. A mount of
 /// the request at the place of a default one replaces it.
-pub(crate) fn all(
-    files: &PodFiles,
-    binds: &[Bind],
-    privileged: bool,
-    readonly_root: bool,
-) -> Vec<SpecMount> {
-    let mut mounts: Vec<SpecMount> = defaults(files, privileged, readonly_root)
+pub(crate) fn all(files: &PodFiles, binds: &[Bind], rules: &Rules<'_>) -> Vec<SpecMount> {
+    let mut mounts: Vec<SpecMount> = defaults(files, rules)
         .into_iter()
         .filter(|default| {
             !binds
@@ -112,9 +139,38 @@ pub(crate) fn root_propagation(binds: &[Bind]) -> Option<&'static str> {
     }
 }
 
-fn defaults(files: &PodFiles, privileged: bool, readonly_root: bool) -> Vec<SpecMount> {
-    let kernel = if privileged { "rw" } else { "ro" };
-    let file = if readonly_root { "ro" } else { "rw" };
+fn defaults(files: &PodFiles, rules: &Rules<'_>) -> Vec<SpecMount> {
+    let kernel = if rules.privileged { "rw" } else { "ro" };
+    let file = if rules.readonly_root { "ro" } else { "rw" };
+    let mut devpts = vec![
+        "nosuid",
+        "noexec",
+        "newinstance",
+        "ptmxmode=0666",
+        "mode=0620",
+    ];
+    if rules
+        .user
+        .is_none_or(|user| user.host(0, TTY_GROUP).is_some())
+    {
+        devpts.push("gid=5");
+    }
+    let sys = if rules.user.is_some() && rules.host_network {
+        // A new sysfs shows a network namespace, and takes one that the user namespace owns.
+        mount(
+            "/sys",
+            "bind",
+            "/sys",
+            &["rbind", "rprivate", "nosuid", "noexec", "nodev", "rro"],
+        )
+    } else {
+        mount(
+            "/sys",
+            "sysfs",
+            "sysfs",
+            &["nosuid", "noexec", "nodev", kernel],
+        )
+    };
     let bound =
         |path: &str, source: &Path| mount(path, "bind", source, &["rbind", "rprivate", file]);
     vec![
@@ -125,31 +181,14 @@ fn defaults(files: &PodFiles, privileged: bool, readonly_root: bool) -> Vec<Spec
             "tmpfs",
             &["nosuid", "strictatime", "mode=755", "size=65536k"],
         ),
-        mount(
-            "/dev/pts",
-            "devpts",
-            "devpts",
-            &[
-                "nosuid",
-                "noexec",
-                "newinstance",
-                "ptmxmode=0666",
-                "mode=0620",
-                "gid=5",
-            ],
-        ),
+        mount("/dev/pts", "devpts", "devpts", &devpts),
         mount(
             "/dev/mqueue",
             "mqueue",
             "mqueue",
             &["nosuid", "noexec", "nodev"],
         ),
-        mount(
-            "/sys",
-            "sysfs",
-            "sysfs",
-            &["nosuid", "noexec", "nodev", kernel],
-        ),
+        sys,
         mount(
             "/sys/fs/cgroup",
             "cgroup",
@@ -182,12 +221,18 @@ fn bind(bind: &Bind) -> SpecMount {
         (true, false) => "ro",
         (true, true) => "rro",
     };
-    mount(
+    let mut mount = mount(
         &bind.target,
         "bind",
         &bind.source,
         &["rbind", propagation, access],
-    )
+    );
+    if !bind.uids.is_empty() {
+        mount
+            .set_uid_mappings(Some(mappings(&bind.uids)))
+            .set_gid_mappings(Some(mappings(&bind.gids)));
+    }
+    mount
 }
 
 /// As Kubernetes documents image volumes: read-only, and nothing in them is executed.
@@ -264,7 +309,7 @@ mod tests {
             at("/a/b/c", Propagation::Private),
             at("x/./y//", Propagation::Private),
         ];
-        let mounts = all(&files(), &binds, false, false);
+        let mounts = all(&files(), &binds, &Rules::default());
         assert_eq!(
             places(&mounts),
             [
@@ -291,8 +336,7 @@ mod tests {
         let mounts = all(
             &files(),
             &[at("/etc/hosts/", Propagation::Private)],
-            false,
-            false,
+            &Rules::default(),
         );
         let hosts: Vec<_> = mounts
             .iter()
@@ -304,10 +348,58 @@ mod tests {
 
     #[test]
     fn privileged_and_read_only() {
-        let mounts = all(&files(), &[], true, true);
+        let rules = Rules {
+            privileged: true,
+            readonly_root: true,
+            ..Rules::default()
+        };
+        let mounts = all(&files(), &[], &rules);
         assert!(options(&mounts, "/sys").contains(&"rw".to_owned()));
         assert!(options(&mounts, "/sys/fs/cgroup").contains(&"rw".to_owned()));
         assert!(options(&mounts, "/etc/hosts").contains(&"ro".to_owned()));
+    }
+
+    #[test]
+    fn a_user_namespace_changes_what_is_mounted() {
+        let line = |length| IdMapping {
+            host_id: 1000,
+            container_id: 0,
+            length,
+        };
+        let user = |length| UserNamespace {
+            uids: vec![line(length)],
+            gids: vec![line(length)],
+            ..UserNamespace::default()
+        };
+        let (large, small) = (user(6), user(5));
+        let with = |user, host_network| {
+            let rules = Rules {
+                user: Some(user),
+                host_network,
+                ..Rules::default()
+            };
+            all(&files(), &[], &rules)
+        };
+        let gid = "gid=5".to_owned();
+        assert!(options(&with(&large, false), "/dev/pts").contains(&gid));
+        assert!(!options(&with(&small, false), "/dev/pts").contains(&gid));
+        assert!(options(&with(&large, false), "/sys").contains(&"ro".to_owned()));
+        assert!(options(&with(&large, true), "/sys").contains(&"rro".to_owned()));
+
+        let mount = Mount {
+            container_path: "/m".into(),
+            uid_mappings: vec![line(6)],
+            gid_mappings: vec![line(6)],
+            ..Mount::default()
+        };
+        let mounts = all(
+            &files(),
+            &[Bind::new(&mount, "/s".into())],
+            &Rules::default(),
+        );
+        let bind = mounts.last().unwrap();
+        assert_eq!(bind.uid_mappings().as_ref().unwrap()[0].host_id(), 1000);
+        assert_eq!(bind.gid_mappings().as_ref().unwrap()[0].size(), 6);
     }
 
     #[test]
@@ -337,7 +429,8 @@ mod tests {
                 ["rbind", "rshared", "rw"],
             ),
         ] {
-            let mounts = all(&files(), &[Bind::new(&wanted, "/s".into())], false, false);
+            let binds = [Bind::new(&wanted, "/s".into())];
+            let mounts = all(&files(), &binds, &Rules::default());
             assert_eq!(options(&mounts, "/m"), expected);
         }
         let slave = [

@@ -129,6 +129,7 @@ async fn open(dir: PathBuf, machine: &Machine) -> Pods {
         apparmor: AppArmor::none(),
     };
     let facts = Facts {
+        user_namespaces: Ok(()),
         cgroup_v2: false,
         selinux: false,
         driver: machine.things().driver,

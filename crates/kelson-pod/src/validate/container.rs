@@ -1,6 +1,6 @@
 //! The rules for a container, given its pod.
 
-use super::{Checker, Facts, plain_component};
+use super::{Checker, Facts, plain_component, users};
 use crate::config::{
     ContainerConfig, ContainerSecurity, ImageSpec, Mount, NamespaceMode, PodConfig, Propagation,
 };
@@ -77,6 +77,7 @@ pub(crate) fn container(
     }
     checker.resources("linux.resources", &config.resources, facts);
     security(&mut checker, &config.security, pod);
+    users::container(&mut checker, config, pod);
     checker.finish()
 }
 
@@ -157,12 +158,6 @@ fn check_mount(checker: &mut Checker, field: &str, mount: &Mount, facts: Facts) 
             &at("recursive_read_only"),
             "needs PROPAGATION_PRIVATE",
         );
-    }
-    if !mount.uid_mappings.is_empty() {
-        checker.unsupported(at("uidMappings"), "id-mapped mounts");
-    }
-    if !mount.gid_mappings.is_empty() {
-        checker.unsupported(at("gidMappings"), "id-mapped mounts");
     }
     if mount.selinux_relabel && facts.selinux {
         checker.unsupported(at("selinux_relabel"), "SELinux labels cannot be set");

@@ -5,6 +5,7 @@
 
 mod container;
 mod pod;
+mod users;
 
 use std::collections::BTreeMap;
 
@@ -37,6 +38,21 @@ pub(crate) struct Facts {
     pub(crate) driver: CgroupDriver,
     /// Whether SELinux is on.
     pub(crate) selinux: bool,
+    /// Whether pods can have user namespaces, or why not.
+    pub(crate) user_namespaces: Result<(), NoUserNamespaces>,
+}
+
+/// Why pods cannot have user namespaces.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum NoUserNamespaces {
+    #[error("layers cannot be id-mapped before Linux 5.19")]
+    Kernel,
+    #[error("the kernel makes none; set user.max_user_namespaces above 0")]
+    Disabled,
+    #[error(
+        "the file system of Kelson's root directory cannot be id-mapped; move root to one that can, as ext4, xfs or btrfs"
+    )]
+    FileSystem,
 }
 
 /// Collects mistakes.

@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use super::{Checker, Facts, plain_component};
+use super::{Checker, Facts, plain_component, users};
 use crate::CgroupDriver;
 use crate::config::{Dns, NamespaceMode, PodConfig, PodNamespaces};
 use crate::error::PodError;
@@ -48,6 +48,7 @@ pub(crate) fn pod(config: &PodConfig, facts: Facts) -> Result<(), PodError> {
     ports(&mut checker, config);
     cgroup_parent(&mut checker, &config.cgroup_parent, facts.driver);
     namespaces(&mut checker, &config.namespaces);
+    users::pod(&mut checker, &config.namespaces, facts);
     for (name, value) in &config.sysctls {
         sysctl(&mut checker, &config.namespaces, name, value);
     }
@@ -211,16 +212,6 @@ fn namespaces(checker: &mut Checker, namespaces: &PodNamespaces) {
             format!("{FIELD}.pid"),
             "TARGET is for containers; a pod has POD, CONTAINER or NODE",
         );
-    }
-    let Some(user) = &namespaces.user else { return };
-    let field = format!("{FIELD}.userns_options");
-    match user.mode {
-        NamespaceMode::Node if user.uids.is_empty() && user.gids.is_empty() => {}
-        NamespaceMode::Node => checker.wrong(field, "mode NODE has no mappings"),
-        NamespaceMode::Pod => checker.unsupported(field, "user namespaces"),
-        NamespaceMode::Container | NamespaceMode::Target => {
-            checker.wrong(field, "mode must be POD or NODE");
-        }
     }
 }
 

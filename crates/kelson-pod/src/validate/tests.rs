@@ -9,6 +9,7 @@ use crate::config::{
 use crate::error::ErrorKind;
 
 const FACTS: Facts = Facts {
+    user_namespaces: Ok(()),
     cgroup_v2: false,
     selinux: false,
     driver: CgroupDriver::Cgroupfs,
@@ -212,22 +213,6 @@ fn namespaces_that_make_no_sense_or_are_not_supported() {
         pod_fields(|c| c.namespaces.network = NamespaceMode::Container),
         [format!("{options}.network")]
     );
-    let mut config = right_pod();
-    config.namespaces.user = Some(UserNamespace {
-        mode: NamespaceMode::Pod,
-        uids: vec![IdMapping {
-            host_id: 1,
-            container_id: 0,
-            length: 1,
-        }],
-        gids: Vec::new(),
-    });
-    let error = pod(&config, FACTS).unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::Unsupported);
-    assert!(
-        error.to_string().contains("userns_options: not supported"),
-        "{error}"
-    );
     let pid = |mode| container_fields(|c| c.security.pid = Some(mode));
     assert!(pid(NamespaceMode::Pod).is_empty());
     assert!(pid(NamespaceMode::Container).is_empty());
@@ -247,6 +232,125 @@ fn namespaces_that_make_no_sense_or_are_not_supported() {
     assert_eq!(
         container_fields(|c| c.security.ipc = Some(NamespaceMode::Node)),
         [format!("{options}.ipc")]
+    );
+}
+
+fn line(host_id: u32, container_id: u32, length: u32) -> IdMapping {
+    IdMapping {
+        host_id,
+        container_id,
+        length,
+    }
+}
+
+fn users(uids: &[IdMapping], gids: &[IdMapping]) -> Option<UserNamespace> {
+    Some(UserNamespace {
+        mode: NamespaceMode::Pod,
+        uids: uids.to_vec(),
+        gids: gids.to_vec(),
+    })
+}
+
+#[test]
+fn user_namespaces_have_one_mapping_of_each_kind_from_zero_on() {
+    let at = |name: &str| format!("linux.security_context.namespace_options.userns_options{name}");
+    let right = line(65_536, 0, 65_536);
+    let with = |user| pod_fields(|c| c.namespaces.user = user);
+    assert!(with(users(&[right], &[right])).is_empty());
+    assert!(with(users(&[line(0, 0, u32::MAX)], &[line(7, 0, 1)])).is_empty());
+    for bad in [
+        &[][..],
+        &[right, right],
+        &[right, line(200_000, 65_536, 10)],
+        &[line(65_536, 1, 10)],
+        &[line(65_536, 0, 0)],
+        &[line(1, 0, u32::MAX)],
+        &[line(u32::MAX, 0, 1)],
+    ] {
+        assert_eq!(with(users(bad, &[right])), [at(".uids")], "{bad:?}");
+        assert_eq!(with(users(&[right], bad)), [at(".gids")], "{bad:?}");
+    }
+    for mode in [NamespaceMode::Container, NamespaceMode::Target] {
+        let user = UserNamespace {
+            mode,
+            ..UserNamespace::default()
+        };
+        assert_eq!(with(Some(user)), [at("")], "{mode:?}");
+    }
+    let node = |uids: &[IdMapping]| UserNamespace {
+        mode: NamespaceMode::Node,
+        ..users(uids, &[]).unwrap()
+    };
+    assert!(with(Some(node(&[]))).is_empty());
+    assert_eq!(with(Some(node(&[right]))), [at("")]);
+    for (name, change) in [
+        (
+            "pid",
+            (|c| c.namespaces.pid = NamespaceMode::Node) as fn(&mut PodConfig),
+        ),
+        ("ipc", |c| c.namespaces.ipc = NamespaceMode::Node),
+    ] {
+        let wrong = pod_fields(|c| {
+            c.sysctls.clear();
+            c.namespaces.user = users(&[right], &[right]);
+            change(c);
+        });
+        let field = format!("linux.security_context.namespace_options.{name}");
+        assert_eq!(wrong, [field]);
+    }
+}
+
+#[test]
+fn a_machine_without_user_namespaces_says_why() {
+    let facts = Facts {
+        user_namespaces: Err(NoUserNamespaces::Kernel),
+        ..FACTS
+    };
+    let mut config = right_pod();
+    assert!(pod(&config, facts).is_ok());
+    config.namespaces.user = users(&[line(1000, 0, 10)], &[line(1000, 0, 10)]);
+    let error = pod(&config, facts).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unsupported);
+    assert!(error.to_string().contains("userns_options"), "{error}");
+    assert!(error.to_string().contains("5.19"), "{error}");
+}
+
+#[test]
+fn containers_and_mounts_are_in_the_pods_user_namespace() {
+    let own = line(65_536, 0, 65_536);
+    let other = line(131_072, 0, 65_536);
+    let of = |pod_user: Option<UserNamespace>, change: &dyn Fn(&mut ContainerConfig)| {
+        let mut of_pod = right_pod();
+        of_pod.namespaces.user = pod_user;
+        let mut config = right_container();
+        change(&mut config);
+        fields(container(&config, &of_pod, FACTS))
+    };
+    let pods = || users(&[own], &[own]);
+    let options = "linux.security_context.namespace_options.userns_options";
+    assert!(of(pods(), &|c| c.security.user = pods()).is_empty());
+    assert!(of(None, &|c| c.security.user = users(&[], &[])).is_empty());
+    assert_eq!(
+        of(pods(), &|c| c.security.user = users(&[other], &[own])),
+        [options]
+    );
+    assert_eq!(of(None, &|c| c.security.user = pods()), [options]);
+    let mapped = |uids: &[IdMapping], gids: &[IdMapping]| {
+        let (uids, gids) = (uids.to_vec(), gids.to_vec());
+        move |c: &mut ContainerConfig| {
+            c.mounts[0].uid_mappings.clone_from(&uids);
+            c.mounts[0].gid_mappings.clone_from(&gids);
+        }
+    };
+    assert!(of(pods(), &mapped(&[own], &[own])).is_empty());
+    assert_eq!(
+        of(pods(), &mapped(&[own], &[other])),
+        ["mounts[0].gidMappings"]
+    );
+    assert_eq!(of(pods(), &mapped(&[own], &[])), ["mounts[0].uidMappings"]);
+    assert_eq!(
+        of(None, &mapped(&[own], &[own])),
+        ["mounts[0].uidMappings", "mounts[0].gidMappings"]
     );
 }
 

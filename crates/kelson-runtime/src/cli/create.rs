@@ -117,6 +117,7 @@ fn start_process(
     let rootfs = Rootfs::Path(bundle.rootfs.clone());
     let mut launched = launch(Launch {
         spec,
+        user_namespace: None,
         rootfs: &rootfs,
         cgroup: &cgroup,
         stdio,
@@ -160,6 +161,13 @@ fn follow(
     loop {
         match launched.progress.wait(None)? {
             Event::Note(_) => {}
+            Event::Process { pid, pidfd } => {
+                // The one that prepared has ended, or is about to.
+                foreground::reap(launched).map_err(|e| CliError::io("wait for", "a process", e))?;
+                (launched.pid, launched.pidfd) = (pid, pidfd);
+                container.record.init = alive(pid).map(|start_time| Init { pid, start_time });
+                container.save()?;
+            }
             Event::Terminal(master) => match console_socket {
                 Some(path) => console::send(path, &master)?,
                 None => terminal = Some(master),

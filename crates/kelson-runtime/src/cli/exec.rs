@@ -80,7 +80,7 @@ fn follow(
                 let _ = foreground::reap(launched);
                 return Err(LaunchError::from(error).into());
             }
-            Event::Note(_) | Event::HooksDue | Event::Waiting => {}
+            Event::Note(_) | Event::Process { .. } | Event::HooksDue | Event::Waiting => {}
         }
     }
 }

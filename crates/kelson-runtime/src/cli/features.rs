@@ -7,7 +7,7 @@ use super::print;
 use crate::plan;
 
 /// Options of mounts that are not passed on to a filesystem.
-const MOUNT_OPTIONS: [&str; 40] = [
+const MOUNT_OPTIONS: [&str; 42] = [
     "async",
     "atime",
     "bind",
@@ -15,6 +15,7 @@ const MOUNT_OPTIONS: [&str; 40] = [
     "dev",
     "diratime",
     "exec",
+    "idmap",
     "noatime",
     "nodev",
     "nodiratime",
@@ -30,6 +31,7 @@ const MOUNT_OPTIONS: [&str; 40] = [
     "rdiratime",
     "relatime",
     "rexec",
+    "ridmap",
     "rnoatime",
     "rnodev",
     "rnodiratime",
@@ -74,7 +76,7 @@ pub(super) fn features() -> Result<u8, CliError> {
             "apparmor": {"enabled": true},
             "selinux": {"enabled": true},
             "intelRdt": {"enabled": false},
-            "mountExtensions": {"idmap": {"enabled": false}},
+            "mountExtensions": {"idmap": {"enabled": true}},
             "netDevices": {"enabled": false},
         },
         "annotations": {},

@@ -38,7 +38,11 @@ pub(super) fn start(global: &Global, id: &str) -> Result<u8, CliError> {
         match progress.wait(None)? {
             Event::Executed => break Ok(()),
             Event::Failed(error) => break Err(LaunchError::from(error)),
-            Event::Note(_) | Event::Terminal(_) | Event::HooksDue | Event::Waiting => {}
+            Event::Note(_)
+            | Event::Process { .. }
+            | Event::Terminal(_)
+            | Event::HooksDue
+            | Event::Waiting => {}
         }
     };
     std::fs::remove_file(&gate).map_err(|e| CliError::io("remove", &gate, e))?;

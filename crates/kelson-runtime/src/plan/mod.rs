@@ -12,6 +12,7 @@ mod sysctl;
 use std::path::PathBuf;
 
 use kelson_sys::mount::Propagation;
+use kelson_sys::userns::{IdRange, MAX_RANGES};
 use oci_spec::runtime::{Linux, LinuxDevice, LinuxIdMapping, Spec};
 
 pub(crate) use capabilities::{
@@ -28,8 +29,9 @@ use crate::LaunchError;
 #[derive(Debug)]
 pub(crate) struct ContainerPlan {
     pub(crate) namespaces: Namespaces,
-    pub(crate) uid_mappings: Vec<LinuxIdMapping>,
-    pub(crate) gid_mappings: Vec<LinuxIdMapping>,
+    /// The mappings of a new user namespace.
+    pub(crate) uid_mappings: Vec<IdRange>,
+    pub(crate) gid_mappings: Vec<IdRange>,
     /// Offsets of the clocks of a new time namespace: clock, seconds, nanoseconds.
     pub(crate) time_offsets: Vec<(String, i64, u32)>,
     pub(crate) root_propagation: Option<Propagation>,
@@ -65,6 +67,18 @@ impl ContainerPlan {
             .enumerate()
             .map(|(i, m)| MountPlan::new(i, m, label));
         let mounts = mounts.collect::<Result<Vec<_>, _>>()?;
+        for (i, mount) in mounts.iter().enumerate() {
+            let own = mount
+                .id_map
+                .as_ref()
+                .is_some_and(|map| map.ranges.is_none());
+            if own && !namespaces.has(kelson_sys::process::ns::USER) {
+                return Err(LaunchError::spec(
+                    format!("mounts[{i}].options"),
+                    "idmap without mappings means those of the container, which has no user namespace",
+                ));
+            }
+        }
         let root_propagation = propagation(linux.rootfs_propagation().as_deref())?;
         Ok(Self {
             sysctls: sysctl::check(&linux, &namespaces)?,
@@ -141,8 +155,11 @@ fn mappings(
     field: &str,
     list: &Option<Vec<LinuxIdMapping>>,
     namespaces: &Namespaces,
-) -> Result<Vec<LinuxIdMapping>, LaunchError> {
-    let list = list.clone().unwrap_or_default();
+) -> Result<Vec<IdRange>, LaunchError> {
+    let list = ranges(
+        &format!("linux.{field}"),
+        list.as_deref().unwrap_or_default(),
+    )?;
     let new_user = namespaces.create & kelson_sys::process::ns::USER != 0;
     match (new_user, list.is_empty()) {
         (true, true) => Err(LaunchError::spec(
@@ -158,6 +175,38 @@ fn mappings(
     }
 }
 
+/// The lines of a mapping, checked for what the kernel would refuse without saying where.
+fn ranges(field: &str, list: &[LinuxIdMapping]) -> Result<Vec<IdRange>, LaunchError> {
+    let wrong = |reason: String| Err(LaunchError::spec(field, reason));
+    if list.len() > MAX_RANGES {
+        return wrong(format!("it has more than {MAX_RANGES} lines"));
+    }
+    let mut ranges: Vec<IdRange> = Vec::with_capacity(list.len());
+    for mapping in list {
+        let range = IdRange {
+            inside: mapping.container_id(),
+            outside: mapping.host_id(),
+            count: mapping.size(),
+        };
+        let fits = |first: u32| first.checked_add(range.count).is_some();
+        if range.count == 0 || !fits(range.inside) || !fits(range.outside) {
+            return wrong(format!(
+                "{} {} {} is no range of ids",
+                range.inside, range.outside, range.count
+            ));
+        }
+        let apart = |a: u32, b: u32, count: u32| a >= b + count || b >= a + range.count;
+        if !ranges.iter().all(|other| {
+            apart(range.inside, other.inside, other.count)
+                && apart(range.outside, other.outside, other.count)
+        }) {
+            return wrong("its ranges overlap".to_owned());
+        }
+        ranges.push(range);
+    }
+    Ok(ranges)
+}
+
 fn time_offsets(linux: &Linux) -> Vec<(String, i64, u32)> {
     let offsets = linux.time_offsets().iter().flatten();
     offsets
@@ -169,4 +218,35 @@ fn time_offsets(linux: &Linux) -> Vec<(String, i64, u32)> {
             )
         })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mappings_are_checked_before_the_kernel_sees_them() {
+        let parse = |lines: &[(u32, u32, u32)]| {
+            let mapping = |&(inside, outside, size): &(u32, u32, u32)| {
+                serde_json::from_value(serde_json::json!({
+                    "containerID": inside, "hostID": outside, "size": size,
+                }))
+                .unwrap()
+            };
+            let list: Vec<LinuxIdMapping> = lines.iter().map(mapping).collect();
+            ranges("linux.uidMappings", &list)
+        };
+        assert_eq!(parse(&[(0, 1000, 10), (10, 5000, 10)]).unwrap().len(), 2);
+        for bad in [
+            &[(0, 1000, 0)][..],
+            &[(0, u32::MAX, 2)],
+            &[(1, 0, u32::MAX)],
+            &[(0, 1000, 10), (9, 5000, 10)],
+            &[(0, 1000, 10), (10, 1009, 10)],
+            &[(0, 1000, 1); MAX_RANGES + 1],
+        ] {
+            let error = parse(bad).unwrap_err();
+            assert!(matches!(error, LaunchError::Spec { .. }), "{error}");
+        }
+    }
 }

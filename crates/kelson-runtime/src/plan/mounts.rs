@@ -4,7 +4,8 @@ use std::ffi::{CStr, CString};
 use std::path::PathBuf;
 
 use kelson_sys::mount::Propagation;
-use oci_spec::runtime::Mount;
+use kelson_sys::userns::IdRange;
+use oci_spec::runtime::{LinuxIdMapping, Mount};
 
 use crate::LaunchError;
 
@@ -21,6 +22,17 @@ pub(crate) struct MountPlan {
     pub(crate) recursive: AttributeChange,
     /// Propagation, and whether it is for all mounts beneath too.
     pub(crate) propagation: Option<(Propagation, bool)>,
+    /// By which mapping ids are shown.
+    pub(crate) id_map: Option<IdMap>,
+}
+
+/// A mapping of the ids of a bound file or directory.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct IdMap {
+    /// User and group ids; `None`: those of the container's user namespace.
+    pub(crate) ranges: Option<(Vec<IdRange>, Vec<IdRange>)>,
+    /// Whether it is for all mounts beneath too.
+    pub(crate) recursive: bool,
 }
 
 /// What is mounted.
@@ -92,18 +104,13 @@ impl MountPlan {
         if !target.is_absolute() {
             return Err(spec_error("destination", "it is not an absolute path"));
         }
-        if mount.uid_mappings().is_some() || mount.gid_mappings().is_some() {
-            return Err(spec_error(
-                "uidMappings",
-                "id-mapped mounts are not supported",
-            ));
-        }
         let mut options = Options::default();
         for option in mount.options().iter().flatten() {
             options
                 .read(option)
                 .map_err(|reason| spec_error("options", &format!("{option:?}: {reason}")))?;
         }
+        let id_map = id_map(index, mount, &options)?;
         let kind = mount.typ().as_deref().unwrap_or_default();
         let kind = if options.bind || kind == "bind" {
             let source = mount.source().clone().filter(|path| path.is_absolute());
@@ -140,7 +147,14 @@ impl MountPlan {
                 options: options.data,
             }
         };
+        if id_map.is_some() && !matches!(kind, MountKind::Bind { .. }) {
+            return Err(spec_error(
+                "uidMappings",
+                "only bind mounts can be id-mapped",
+            ));
+        }
         Ok(Self {
+            id_map,
             target,
             kind,
             attributes: options.attributes,
@@ -172,6 +186,31 @@ fn layers(options: Vec<String>) -> Result<MountKind, String> {
     Ok(MountKind::Layers { lower, subdir })
 }
 
+/// The mapping of a mount: by its own fields, or by an option.
+fn id_map(index: usize, mount: &Mount, options: &Options) -> Result<Option<IdMap>, LaunchError> {
+    let list = |name: &str, list: &Option<Vec<LinuxIdMapping>>| {
+        let list = list.as_deref().unwrap_or_default();
+        super::ranges(&format!("mounts[{index}].{name}"), list)
+    };
+    let uids = list("uidMappings", mount.uid_mappings())?;
+    let gids = list("gidMappings", mount.gid_mappings())?;
+    let ranges = match (uids.is_empty(), gids.is_empty()) {
+        (true, true) if options.id_map.is_none() => return Ok(None),
+        (true, true) => None,
+        (false, false) => Some((uids, gids)),
+        _ => {
+            return Err(LaunchError::spec(
+                format!("mounts[{index}].uidMappings"),
+                "uidMappings and gidMappings go together",
+            ));
+        }
+    };
+    Ok(Some(IdMap {
+        ranges,
+        recursive: options.id_map.unwrap_or(false),
+    }))
+}
+
 /// Filesystems that are empty at first and take a label for all of their files.
 fn takes_label(kind: &CStr) -> bool {
     kind == c"tmpfs" || kind == c"devpts" || kind == c"mqueue"
@@ -184,6 +223,8 @@ struct Options {
     attributes: AttributeChange,
     recursive: AttributeChange,
     propagation: Option<(Propagation, bool)>,
+    /// Whether `idmap` was asked for recursively.
+    id_map: Option<bool>,
     data: Vec<String>,
 }
 
@@ -198,7 +239,8 @@ impl Options {
             "rbind" => (self.bind, self.recursive_bind) = (true, true),
             "remount" => return Err("a container has nothing mounted yet"),
             "tmpcopyup" => return Err("copying into a tmpfs is not supported"),
-            "idmap" | "ridmap" => return Err("id-mapped mounts are not supported"),
+            "idmap" => self.id_map = Some(false),
+            "ridmap" => self.id_map = Some(true),
             _ if self.read_propagation(option) => {}
             _ if read_attribute(&mut self.attributes, option) => {}
             _ if option.strip_prefix('r').is_some_and(|plain| {
@@ -338,8 +380,33 @@ mod tests {
     }
 
     #[test]
+    fn mappings_come_by_field_and_by_option() {
+        let map = json!([{"containerID": 0, "hostID": 1000, "size": 10}]);
+        let bind = |changes: serde_json::Value| {
+            let mut json = json!({"destination": "/a", "type": "bind", "source": "/b"});
+            for (key, value) in changes.as_object().unwrap() {
+                json[key] = value.clone();
+            }
+            parse(json)
+        };
+        let plan = bind(json!({"uidMappings": map, "gidMappings": map})).unwrap();
+        let id_map = plan.id_map.unwrap();
+        assert_eq!(id_map.ranges.unwrap().0[0].outside, 1000);
+        assert!(!id_map.recursive);
+        let plan = bind(json!({"options": ["ridmap"]})).unwrap();
+        let expected = IdMap {
+            ranges: None,
+            recursive: true,
+        };
+        assert_eq!(plan.id_map, Some(expected));
+        assert!(bind(json!({})).unwrap().id_map.is_none());
+        assert!(bind(json!({"uidMappings": map})).is_err());
+    }
+
+    #[test]
     fn mistakes_are_refused() {
         for json in [
+            json!({"destination": "/a", "type": "tmpfs", "options": ["idmap"]}),
             json!({"destination": "a", "type": "tmpfs"}),
             json!({"destination": "/a"}),
             json!({"destination": "/a", "type": "bind"}),

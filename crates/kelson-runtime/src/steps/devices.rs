@@ -4,7 +4,7 @@
 //! be is replaced; where nodes cannot be made, the host's are bound after a look at what they are.
 
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use kelson_sys::mount;
 use kelson_sys::root::{Root, kind_and_device};
@@ -13,6 +13,7 @@ use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Uid, makedev};
 use rustix::io::Errno;
 
 use super::{Container, Failure, OrFail};
+use crate::plan::ContainerPlan;
 
 /// The nodes every container has: name, major, minor.
 const USUAL: [(&str, u32, u32); 6] = [
@@ -42,32 +43,54 @@ struct Node<'a> {
     owner: (u32, u32),
 }
 
+/// What `/dev` is filled with: the usual nodes that the specification does not change, and its own.
+fn nodes<'a>(plan: &'a ContainerPlan) -> impl Iterator<Item = Result<Node<'a>, Failure>> {
+    let own = |path: &Path| plan.devices.iter().any(|d| d.path() == path);
+    let usual = USUAL
+        .iter()
+        .map(|(path, major, minor)| Node {
+            path: Path::new(path),
+            kind: FileType::CharacterDevice,
+            device: makedev(*major, *minor),
+            mode: 0o666,
+            owner: (0, 0),
+        })
+        .filter(move |node| !own(node.path))
+        .map(Ok);
+    usual.chain(plan.devices.iter().map(node))
+}
+
+/// Opens the host's nodes for a container whose user namespace cannot make any.
+pub(super) fn open(container: &mut Container<'_>) -> Result<(), Failure> {
+    if !container.plan.fills_dev() {
+        return Ok(());
+    }
+    for node in nodes(container.plan) {
+        let node = node?;
+        if node.kind != FileType::Fifo {
+            container.nodes.push(hosts(&node)?);
+        }
+    }
+    Ok(())
+}
+
 /// Fills `/dev`, unless the specification binds one.
 pub(super) fn make(container: &mut Container<'_>) -> Result<(), Failure> {
     if !container.plan.fills_dev() {
         return Ok(());
     }
+    let mut opened = std::mem::take(&mut container.nodes).into_iter();
     let root = container.root()?;
-    for (path, major, minor) in USUAL {
-        let path = Path::new(path);
-        if container.plan.devices.iter().any(|d| d.path() == path) {
-            continue;
+    for node in nodes(container.plan) {
+        let node = node?;
+        let tree = match node.kind {
+            FileType::Fifo => None,
+            _ => opened.next(),
+        };
+        match tree {
+            Some(tree) => bind(root, &node, &tree)?,
+            None => make_node(root, &node)?,
         }
-        let device = makedev(major, minor);
-        let kind = FileType::CharacterDevice;
-        make_node(
-            root,
-            &Node {
-                path,
-                kind,
-                device,
-                mode: 0o666,
-                owner: (0, 0),
-            },
-        )?;
-    }
-    for device in &container.plan.devices {
-        make_node(root, &node(device)?)?;
     }
     for (path, target) in LINKS {
         make_link(root, Path::new(path), target)?;
@@ -140,20 +163,61 @@ fn is(there: &OwnedFd, node: &Node<'_>) -> rustix::io::Result<bool> {
     Ok(kind_and_device(there.as_fd())? == (node.kind, node.device))
 }
 
-/// Binds the node of the same path from the host's `/dev`.
+/// Binds the host's node.
 fn bind_from_host(root: &Root, node: &Node<'_>) -> Result<(), Failure> {
-    let what = || format!("cannot bind device {} from the host", node.path.display());
-    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let host = rustix::fs::open(node.path, flags, Mode::empty()).or_fail(what)?;
-    if !is(&host, node).or_fail(what)? {
-        return Err(Failure::new(format!(
-            "{} of the host is another device than the one asked for",
-            node.path.display()
-        )));
-    }
-    let tree = mount::clone_tree(host.as_fd(), false).or_fail(what)?;
+    bind(root, node, &hosts(node)?)
+}
+
+fn bind(root: &Root, node: &Node<'_>, tree: &OwnedFd) -> Result<(), Failure> {
     let target = root.create_file(node.path, Mode::from_raw_mode(0o644))?;
-    mount::attach(tree.as_fd(), target.as_fd()).or_fail(what)
+    mount::attach(tree.as_fd(), target.as_fd())
+        .or_fail(|| format!("cannot bind device {} from the host", node.path.display()))
+}
+
+/// A clone of the host's node: the one of the same path if it is the right device, else the one that
+/// the kernel gave this number.
+fn hosts(node: &Node<'_>) -> Result<OwnedFd, Failure> {
+    let what = || format!("cannot bind device {} from the host", node.path.display());
+    let mut missing = Errno::NOENT;
+    for path in [Some(node.path.to_owned()), kernels_path(node)] {
+        let Some(path) = path else { continue };
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        match rustix::fs::open(&path, flags, Mode::empty()) {
+            Ok(host) if is(&host, node).or_fail(what)? => {
+                return mount::clone_tree(host.as_fd(), false).or_fail(what);
+            }
+            Ok(_) => {}
+            Err(e) => missing = e,
+        }
+    }
+    let (major, minor) = (
+        rustix::fs::major(node.device),
+        rustix::fs::minor(node.device),
+    );
+    Err(Failure::errno(
+        format!(
+            "{}: the host has no node for device {major}:{minor}",
+            what()
+        ),
+        missing,
+    ))
+}
+
+/// The path in `/dev` that the kernel has for the number of a device.
+fn kernels_path(node: &Node<'_>) -> Option<PathBuf> {
+    let kind = match node.kind {
+        FileType::BlockDevice => "block",
+        _ => "char",
+    };
+    let (major, minor) = (
+        rustix::fs::major(node.device),
+        rustix::fs::minor(node.device),
+    );
+    let text = std::fs::read_to_string(format!("/sys/dev/{kind}/{major}:{minor}/uevent")).ok()?;
+    let name = text
+        .lines()
+        .find_map(|line| line.strip_prefix("DEVNAME="))?;
+    Some(Path::new("/dev").join(name))
 }
 
 /// Makes a link; something else of the same name is left to the image, except for `/dev/ptmx`,

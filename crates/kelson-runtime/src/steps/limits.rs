@@ -20,7 +20,6 @@ pub(super) fn oom_score_adj(process: &mut NewProcess<'_>) -> Result<(), Failure>
     let path = c"self/oom_score_adj";
     let file = match rustix::fs::openat(&process.proc, path, flags, Mode::empty()) {
         Ok(file) => file,
-        // In a user namespace the file is the host root's, and the maker has tried already.
         Err(Errno::ACCESS | Errno::PERM) => {
             if current_adjustment(process) != Some(wanted) {
                 let text = format!("oom_score_adj stays as it is, {wanted} is not permitted");
@@ -75,6 +74,27 @@ pub(super) fn apply(process: &mut NewProcess<'_>) -> Result<(), Failure> {
         process::set_personality(personality).or_fail(|| "cannot set the personality".into())?;
     }
     rustix::process::umask(Mode::from_raw_mode(process.plan.umask));
+    Ok(())
+}
+
+/// Raises hard limits as far as they will have to be, while there is the host's right to do so. What
+/// cannot be raised is told where the limits are set.
+pub(super) fn raise(process: &mut NewProcess<'_>) -> Result<(), Failure> {
+    for limit in &process.plan.rlimits {
+        let now = getrlimit(limit.resource);
+        let higher = match (limit.hard, now.maximum) {
+            (Some(wanted), Some(highest)) => wanted > highest,
+            (None, Some(_)) => true,
+            (_, None) => false,
+        };
+        if higher {
+            let raised = Rlimit {
+                current: now.current,
+                maximum: limit.hard,
+            };
+            let _ = setrlimit(limit.resource, raised);
+        }
+    }
     Ok(())
 }
 

@@ -4,6 +4,8 @@
 //! Each step is one small function that either succeeds or says what failed; the runner adds where.
 //! Until the step `Pivot` the host's tree is still `/`: paths of the host are opened before it,
 //! paths of the container are only ever resolved beneath [`Container::root`].
+//!
+//! A container in a user namespace is made by two processes, see [`user`].
 
 mod cgroups;
 mod command;
@@ -24,6 +26,7 @@ mod prepare;
 mod restorer;
 mod rootfs;
 mod sysctl;
+mod user;
 
 use std::ffi::CString;
 use std::os::fd::OwnedFd;
@@ -31,9 +34,11 @@ use std::path::PathBuf;
 
 use kelson_cgroup::{Cgroup, Entry};
 use kelson_sys::root::{Root, RootError};
+use kelson_sys::userns::IdRange;
 use oci_spec::runtime::{Hook, Spec};
 use rustix::io::Errno;
 
+use crate::launch::UserNamespace;
 use crate::plan::{ContainerPlan, ProcessPlan};
 use crate::progress::{Channel, Message, cut};
 use crate::restore::Restore;
@@ -49,8 +54,6 @@ pub(crate) struct NewProcess<'a> {
     /// The host's procfs, opened and verified by the maker.
     pub(crate) proc: OwnedFd,
     pub(crate) channel: Channel,
-    /// Whether the maker has to be waited for before anything is done.
-    pub(crate) waits_for_word: bool,
     /// Hooks that run just before the program.
     pub(crate) start_hooks: Vec<Hook>,
     /// The program, found by the step `Command`.
@@ -66,8 +69,17 @@ pub(crate) struct Container<'a> {
     pub(crate) plan: &'a ContainerPlan,
     pub(crate) rootfs: &'a Rootfs,
     pub(crate) cgroup: &'a Cgroup,
+    /// The user namespace that it gets.
+    pub(crate) user: Option<UserNamespace>,
+    /// By which its mounts are id-mapped, in the order of the plan.
+    pub(crate) id_maps: Vec<Option<OwnedFd>>,
     /// What its mounts bind, in the order of the plan, cloned before propagation is changed.
     pub(crate) sources: Vec<Option<OwnedFd>>,
+    /// The device nodes of the host that are bound, where nodes cannot be made, in the order of
+    /// [`devices`].
+    pub(crate) nodes: Vec<OwnedFd>,
+    /// Its root, before it is attached.
+    pub(crate) tree: Option<OwnedFd>,
     /// Its root, from the step `Rootfs` on.
     pub(crate) root: Option<Root>,
 }
@@ -76,6 +88,8 @@ pub(crate) struct Container<'a> {
 pub(crate) struct Further<'a> {
     pub(crate) process: NewProcess<'a>,
     pub(crate) init: OwnedFd,
+    /// The user ids of the container, when it has a user namespace that is not the maker's.
+    pub(crate) uids: Option<Vec<IdRange>>,
     /// Flags of the namespaces to join.
     pub(crate) namespaces: u64,
 }
@@ -95,14 +109,38 @@ type Steps<T> = [(Step, fn(&mut T) -> Result<(), Failure>)];
 /// told and the process ended.
 pub(crate) fn run_container<'a>(mut container: Container<'a>) -> ! {
     let _end = EndOnUnwind;
+    let prepare: &Steps<Container<'a>> = match container.user {
+        None => &[
+            (Step::Prepare, |c| prepare::run(&mut c.process)),
+            (Step::Prepare, |c| prepare::session(&mut c.process)),
+            (Step::Cgroup, namespaces::enter_cgroup),
+            (Step::Limits, |c| limits::oom_score_adj(&mut c.process)),
+            (Step::Namespaces, namespaces::enter),
+            (Step::Hooks, hooks::pause_for_maker),
+            (Step::Mounts, mounts::open_sources),
+            (Step::Rootfs, rootfs::open),
+            (Step::Mounts, mounts::open_layers),
+        ],
+        // What only the host's rights permit is done first; then the process that has them makes
+        // the one that goes on in the user namespace, and ends.
+        Some(_) => &[
+            (Step::Prepare, |c| prepare::run(&mut c.process)),
+            (Step::Limits, |c| limits::oom_score_adj(&mut c.process)),
+            (Step::Limits, |c| limits::raise(&mut c.process)),
+            (Step::Console, user::give_streams),
+            (Step::Mounts, mounts::open_sources),
+            (Step::Devices, devices::open),
+            (Step::Rootfs, rootfs::open),
+            (Step::Mounts, mounts::open_layers),
+            (Step::Namespaces, user::go_on_inside),
+            (Step::Prepare, |c| prepare::session(&mut c.process)),
+            (Step::Cgroup, namespaces::enter_cgroup),
+            (Step::Hooks, hooks::pause_for_maker),
+        ],
+    };
+    run(prepare, &mut container, |c| &c.process.channel);
     let steps: &Steps<Container<'a>> = &[
-        (Step::Prepare, |c| prepare::run(&mut c.process)),
-        (Step::Cgroup, namespaces::enter_cgroup),
-        (Step::Limits, |c| limits::oom_score_adj(&mut c.process)),
-        (Step::Namespaces, namespaces::enter),
-        (Step::Hooks, hooks::pause_for_maker),
-        (Step::Mounts, mounts::open_sources),
-        (Step::Rootfs, rootfs::mount),
+        (Step::Rootfs, rootfs::attach),
         (Step::Mounts, mounts::mount),
         (Step::Devices, devices::make),
         (Step::Console, console::container_terminal),
@@ -125,8 +163,10 @@ pub(crate) fn run_restore<'a>(
     let _end = EndOnUnwind;
     let steps: &Steps<Container<'a>> = &[
         (Step::Prepare, |c| prepare::run(&mut c.process)),
+        (Step::Prepare, |c| prepare::session(&mut c.process)),
         (Step::Cgroup, namespaces::enter_cgroup),
-        (Step::Rootfs, rootfs::mount),
+        (Step::Rootfs, rootfs::open),
+        (Step::Rootfs, rootfs::attach),
         (Step::Mounts, restorer::make_targets),
     ];
     run(steps, &mut container, |c| &c.process.channel);
@@ -144,7 +184,9 @@ pub(crate) fn run_further<'a>(mut further: Further<'a>) -> ! {
         (Step::Prepare, |f| prepare::run(&mut f.process)),
         (Step::Cgroup, |f| namespaces::enter_cgroup_of(&f.process)),
         (Step::Limits, |f| limits::oom_score_adj(&mut f.process)),
+        (Step::Limits, user::prepare_further),
         (Step::Namespaces, namespaces::join_container),
+        (Step::Prepare, |f| prepare::session(&mut f.process)),
         (Step::Console, |f| console::further_terminal(&mut f.process)),
     ];
     run(steps, &mut further, |f| &f.process.channel);

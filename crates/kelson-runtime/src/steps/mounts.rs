@@ -9,7 +9,6 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use kelson_sys::mount::{self, Attributes, Filesystem, Propagation};
-use kelson_sys::process::ns;
 use kelson_sys::root::Root;
 use rustix::fs::{CWD, FileType, Mode};
 use rustix::io::Errno;
@@ -22,13 +21,26 @@ const DIR: Mode = Mode::from_raw_mode(0o755);
 const FILE: Mode = Mode::from_raw_mode(0o644);
 
 /// Clones what is bound, before propagation is changed: a mount that is shared with the host can
-/// only be had from the host's own.
+/// only be had from the host's own. The clones have their ids mapped and their options set.
 pub(super) fn open_sources(container: &mut Container<'_>) -> Result<(), Failure> {
-    for plan in &container.plan.mounts {
+    let default = container
+        .plan
+        .root_propagation
+        .unwrap_or(Propagation::Slave);
+    for (plan, id_map) in container.plan.mounts.iter().zip(&container.id_maps) {
         let source = match &plan.kind {
             MountKind::Bind { source, recursive } => {
                 let tree = mount::clone_tree_at(CWD, source, *recursive)
                     .or_fail(|| format!("cannot bind {}", source.display()))?;
+                if let (Some(file), Some(wanted)) = (id_map, &plan.id_map) {
+                    map_ids(tree.as_fd(), file.as_fd(), wanted.recursive, source)?;
+                }
+                // What is asked for is set later: a mount made a slave here could not be shared with
+                // the host's any more.
+                if default != Propagation::Shared && plan.propagation.is_none() {
+                    set_propagation(tree.as_fd(), plan, default, true)?;
+                }
+                set_attributes(tree.as_fd(), plan)?;
                 Some(tree)
             }
             MountKind::Filesystem { .. } | MountKind::Layers { .. } | MountKind::Cgroup => None,
@@ -38,24 +50,45 @@ pub(super) fn open_sources(container: &mut Container<'_>) -> Result<(), Failure>
     Ok(())
 }
 
+/// Merges the layers of images that are mounted: after [`super::rootfs::open`], which has mapped their
+/// ids, and has seen to it that what is mounted here for a moment is seen by nobody else.
+pub(super) fn open_layers(container: &mut Container<'_>) -> Result<(), Failure> {
+    for (plan, source) in container.plan.mounts.iter().zip(&mut container.sources) {
+        if let MountKind::Layers { lower, subdir } = &plan.kind {
+            let tree = overlay::read_only(lower, subdir.as_deref())?;
+            set_attributes(tree.as_fd(), plan)?;
+            *source = Some(tree);
+        }
+    }
+    Ok(())
+}
+
+/// Shows the ids of a detached mount as a user namespace maps them.
+pub(super) fn map_ids(
+    tree: BorrowedFd<'_>,
+    user_namespace: BorrowedFd<'_>,
+    recursive: bool,
+    path: &Path,
+) -> Result<(), Failure> {
+    let change = Attributes {
+        id_map: Some(user_namespace),
+        ..Attributes::default()
+    };
+    mount::set_attributes(tree, &change, recursive).or_fail(|| {
+        format!(
+            "cannot map the ids of {}; its file system may not know id-mapped mounts",
+            path.display()
+        )
+    })
+}
+
 /// Mounts everything.
 pub(super) fn mount(container: &mut Container<'_>) -> Result<(), Failure> {
     let sources = std::mem::take(&mut container.sources);
-    let default = container
-        .plan
-        .root_propagation
-        .unwrap_or(Propagation::Slave);
     for (plan, source) in container.plan.mounts.iter().zip(sources) {
         let root = container.root()?;
-        let (tree, attributes) = match (&plan.kind, source) {
-            (MountKind::Bind { .. }, Some(tree)) => {
-                // What is asked for is set below: a mount made a slave here could not be shared with
-                // the host's any more.
-                if default != Propagation::Shared && plan.propagation.is_none() {
-                    set_propagation(tree.as_fd(), plan, default, true)?;
-                }
-                (tree, true)
-            }
+        let tree = match (&plan.kind, source) {
+            (MountKind::Bind { .. }, Some(tree)) => tree,
             (
                 MountKind::Filesystem {
                     kind,
@@ -63,11 +96,10 @@ pub(super) fn mount(container: &mut Container<'_>) -> Result<(), Failure> {
                     options,
                 },
                 _,
-            ) => (new_filesystem(plan, kind, source, options)?, false),
-            (MountKind::Layers { lower, subdir }, _) => {
-                let in_user_ns = container.plan.namespaces.has(ns::USER);
-                let tree = overlay::read_only(lower, subdir.as_deref(), in_user_ns)?;
-                (tree, true)
+            ) => new_filesystem(plan, kind, source, options)?,
+            (MountKind::Layers { .. }, Some(tree)) => tree,
+            (MountKind::Layers { .. }, None) => {
+                return Err(Failure::new("the layers of an image were not opened"));
             }
             (MountKind::Cgroup, _) => {
                 super::cgroups::mount(container, plan)?;
@@ -77,9 +109,6 @@ pub(super) fn mount(container: &mut Container<'_>) -> Result<(), Failure> {
                 return Err(Failure::new(format!("{} was not opened", source.display())));
             }
         };
-        if attributes {
-            set_attributes(tree.as_fd(), plan)?;
-        }
         let target = target(root, plan, tree.as_fd())?;
         attach(&tree, &target, &plan.target)?;
         if let Some((propagation, recursive)) = plan.propagation {

@@ -11,9 +11,12 @@ use super::{Container, Failure, Further, NewProcess, OrFail};
 /// Enters the cgroup, unless the clone did, and then makes the cgroup namespace: its root is the
 /// cgroup that its maker is in.
 pub(super) fn enter_cgroup(container: &mut Container<'_>) -> Result<(), Failure> {
-    enter_cgroup_of(&container.process)?;
-    let late = container.process.entry.clone_into().is_none();
-    if late && container.plan.namespaces.create & ns::CGROUP != 0 {
+    let cloned_into = container.user.is_none() && container.process.entry.clone_into().is_some();
+    if cloned_into {
+        return Ok(());
+    }
+    enter_group(&container.process)?;
+    if container.plan.namespaces.create & ns::CGROUP != 0 {
         process::unshare(ns::CGROUP).or_fail(|| "cannot make a cgroup namespace".into())?;
     }
     Ok(())
@@ -24,6 +27,10 @@ pub(super) fn enter_cgroup_of(process: &NewProcess<'_>) -> Result<(), Failure> {
     if process.entry.clone_into().is_some() {
         return Ok(());
     }
+    enter_group(process)
+}
+
+fn enter_group(process: &NewProcess<'_>) -> Result<(), Failure> {
     process
         .entry
         .enter()
@@ -32,10 +39,15 @@ pub(super) fn enter_cgroup_of(process: &NewProcess<'_>) -> Result<(), Failure> {
 
 /// Joins the namespaces that have a path and makes those that the clone could not.
 pub(super) fn enter(container: &mut Container<'_>) -> Result<(), Failure> {
-    let namespaces = &container.plan.namespaces;
-    for (flag, path) in &namespaces.join {
-        // The maker joined it for this process.
-        if *flag == ns::PID {
+    join(container)?;
+    make_time(container)
+}
+
+/// Joins the namespaces that have a path, but for the user namespace.
+pub(super) fn join(container: &Container<'_>) -> Result<(), Failure> {
+    for (flag, path) in &container.plan.namespaces.join {
+        // The maker joined the PID namespace for this process.
+        if *flag == ns::PID || *flag == ns::USER {
             continue;
         }
         let flags = OFlags::RDONLY | OFlags::CLOEXEC;
@@ -44,10 +56,12 @@ pub(super) fn enter(container: &mut Container<'_>) -> Result<(), Failure> {
         process::setns(file.as_fd(), *flag)
             .or_fail(|| format!("cannot join the namespace {}", path.display()))?;
     }
-    if namespaces.has(ns::USER) {
-        become_root_of_user_namespace()?;
-    }
-    if namespaces.create & ns::TIME != 0 {
+    Ok(())
+}
+
+/// Makes a time namespace: its clocks can be set until somebody enters it.
+pub(super) fn make_time(container: &Container<'_>) -> Result<(), Failure> {
+    if container.plan.namespaces.create & ns::TIME != 0 {
         process::unshare(ns::TIME).or_fail(|| "cannot make a time namespace".into())?;
         for (clock, seconds, nanoseconds) in &container.plan.time_offsets {
             let text = format!("{clock} {seconds} {nanoseconds}\n");
@@ -68,11 +82,13 @@ pub(super) fn join_container(further: &mut Further<'_>) -> Result<(), Failure> {
 }
 
 /// Takes the id 0 of the user namespace, in which the process has no id yet.
-fn become_root_of_user_namespace() -> Result<(), Failure> {
+pub(super) fn become_root_of_user_namespace() -> Result<(), Failure> {
     let what = || "cannot become root of the user namespace".to_owned();
     let (uid, gid) = (Uid::from_raw(0), Gid::from_raw(0));
     rustix::thread::set_thread_res_gid(gid, gid, gid).or_fail(what)?;
-    rustix::thread::set_thread_res_uid(uid, uid, uid).or_fail(what)
+    rustix::thread::set_thread_res_uid(uid, uid, uid).or_fail(what)?;
+    // A change of ids sets this to what the machine has as its default.
+    process::set_dumpable(false).or_fail(|| "cannot become untraceable".into())
 }
 
 /// Writes a file beneath the host's procfs.

@@ -1,16 +1,17 @@
 //! Overlays of directories of the host: a container's root, and the trees of other images.
 
 use std::ffi::CString;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use kelson_sys::mount::{self, Filesystem};
 use kelson_sys::root::Root;
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{CWD, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::MountFlags;
 
+use super::mounts::map_ids;
 use super::{Failure, OrFail};
 
 /// Longest value that fsconfig(2) takes.
@@ -20,18 +21,13 @@ const MAX_OPTIONS: usize = 4095;
 
 /// The merged tree of `lower`, or the file or directory `subdir` of it, resolved as if the tree were the
 /// root. Where it has to be mounted for a moment, only this mount namespace sees it.
-pub(super) fn read_only(
-    lower: &[PathBuf],
-    subdir: Option<&Path>,
-    in_user_ns: bool,
-) -> Result<OwnedFd, Failure> {
+pub(super) fn read_only(lower: &[PathBuf], subdir: Option<&Path>) -> Result<OwnedFd, Failure> {
     let place = lower
         .first()
         .ok_or_else(|| Failure::new("there are no layers to mount"))?;
     let layers = Layers {
         lower,
         writable: None,
-        in_user_ns,
     };
     let tree = match (layers.by_context()?, subdir) {
         (Some(tree), None) => return Ok(tree),
@@ -58,13 +54,24 @@ pub(super) struct Layers<'a> {
     pub(super) lower: &'a [PathBuf],
     /// The upper and the work directory.
     pub(super) writable: Option<(&'a Path, &'a Path)>,
-    pub(super) in_user_ns: bool,
 }
 
 impl Layers<'_> {
+    /// The overlay, attached nowhere; `place` is where it is mounted for a moment if it has to be.
+    pub(super) fn detached(&self, place: &Path) -> Result<OwnedFd, Failure> {
+        if let Some(tree) = self.by_context()? {
+            return Ok(tree);
+        }
+        let mounted = self.by_option_string(place)?;
+        let tree = mount::clone_tree(mounted.as_fd(), false)
+            .or_fail(|| "cannot clone the overlay".into())?;
+        mount::detach(place).or_fail(|| format!("cannot unmount {}", place.display()))?;
+        Ok(tree)
+    }
+
     /// Mounts with one option per layer, as kernels from 6.5 on can: there is no limit to how many.
     /// `None` when the kernel cannot, or a path is too long for it.
-    pub(super) fn by_context(&self) -> Result<Option<OwnedFd>, Failure> {
+    fn by_context(&self) -> Result<Option<OwnedFd>, Failure> {
         let long = |path: &Path| path.as_os_str().len() > MAX_OPTION;
         let writable = self.writable.map(|(upper, work)| [upper, work]);
         let mut paths = self.lower.iter().map(PathBuf::as_path);
@@ -89,17 +96,13 @@ impl Layers<'_> {
         }
         // Indexing would refuse layers that another overlay uses too.
         let _ = fs.set(c"index", c"off");
-        if self.in_user_ns {
-            fs.flag(c"userxattr")
-                .map_err(|e| explained(&fs, "configure the overlay", e))?;
-        }
         fs.mount(0)
             .map(Some)
             .map_err(|e| explained(&fs, "mount the overlay", e))
     }
 
     /// Mounts on `target`, with all options in one string.
-    pub(super) fn by_option_string(&self, target: &Path) -> Result<OwnedFd, Failure> {
+    fn by_option_string(&self, target: &Path) -> Result<OwnedFd, Failure> {
         let mut options = b"index=off,lowerdir=".to_vec();
         for (i, path) in self.lower.iter().enumerate() {
             if i > 0 {
@@ -112,9 +115,6 @@ impl Layers<'_> {
             options.extend(escaped(upper, b",\\"));
             options.extend_from_slice(b",workdir=");
             options.extend(escaped(work, b",\\"));
-        }
-        if self.in_user_ns {
-            options.extend_from_slice(b",userxattr");
         }
         if options.len() > MAX_OPTIONS {
             return Err(Failure::new(format!(
@@ -137,6 +137,40 @@ impl Layers<'_> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         rustix::fs::open(target, flags, Mode::empty()).or_fail(|| "cannot open the overlay".into())
     }
+}
+
+/// Mounts layers over themselves with their ids mapped: all at once by the directory that they have in
+/// common, or each by itself where one of `keep` is in that too.
+pub(super) fn map_layers(
+    mut lower: Vec<PathBuf>,
+    keep: &[&Path],
+    user_namespace: BorrowedFd<'_>,
+) -> Result<(), Failure> {
+    let common = common_parent(&lower);
+    if keep.iter().any(|path| path.starts_with(&common)) {
+        lower.sort_unstable();
+        lower.dedup();
+    } else {
+        lower = vec![common];
+    }
+    for directory in &lower {
+        let tree = mount::clone_tree_at(CWD, directory, false)
+            .or_fail(|| format!("cannot bind {}", directory.display()))?;
+        map_ids(tree.as_fd(), user_namespace, false, directory)?;
+        mount::attach_at(tree.as_fd(), directory)
+            .or_fail(|| format!("cannot mount on {}", directory.display()))?;
+    }
+    Ok(())
+}
+
+/// The deepest directory that all paths are in, or are.
+fn common_parent(paths: &[PathBuf]) -> PathBuf {
+    let Some((first, rest)) = paths.split_first() else {
+        return PathBuf::from("/");
+    };
+    let all = first.ancestors();
+    let mut common = all.filter(|parent| rest.iter().all(|path| path.starts_with(parent)));
+    common.next().unwrap_or(Path::new("/")).to_owned()
 }
 
 /// A path with the characters that separate options escaped.
@@ -167,6 +201,18 @@ pub(super) fn explained(fs: &Filesystem, what: &str, errno: Errno) -> Failure {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn layers_are_mapped_by_what_they_have_in_common() {
+        let common = |paths: &[&str]| {
+            let paths: Vec<PathBuf> = paths.iter().map(PathBuf::from).collect();
+            common_parent(&paths)
+        };
+        assert_eq!(common(&["/l/1/fs", "/l/2/fs"]), Path::new("/l"));
+        assert_eq!(common(&["/l/1/fs"]), Path::new("/l/1/fs"));
+        assert_eq!(common(&["/l/1", "/l/10"]), Path::new("/l"));
+        assert_eq!(common(&["/a", "/b"]), Path::new("/"));
+    }
 
     #[test]
     fn separators_in_paths_are_escaped() {

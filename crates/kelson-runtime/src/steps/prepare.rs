@@ -5,15 +5,17 @@ use kelson_sys::process;
 
 use super::{Failure, NewProcess, OrFail};
 
-/// Becomes untraceable, drops the maker's signal handling, and leads a session of its own.
-pub(super) fn run(process: &mut NewProcess<'_>) -> Result<(), Failure> {
+/// Becomes untraceable and drops the maker's signal handling.
+pub(super) fn run(_: &mut NewProcess<'_>) -> Result<(), Failure> {
     process::set_dumpable(false).or_fail(|| "cannot become untraceable".into())?;
     process::reset_signals().or_fail(|| "cannot reset the signal mask".into())?;
-    rustix::process::setsid().or_fail(|| "cannot make a session".into())?;
     rustix::process::umask(rustix::fs::Mode::empty());
-    if process.waits_for_word && !process.channel.wait_for_word() {
-        return Err(Failure::new("the process that started this one is gone"));
-    }
+    Ok(())
+}
+
+/// Leads a session of its own, with keys of its own.
+pub(super) fn session(process: &mut NewProcess<'_>) -> Result<(), Failure> {
+    rustix::process::setsid().or_fail(|| "cannot make a session".into())?;
     if !process.options.no_new_keyring {
         match process::new_session_keyring() {
             // A kernel without keyrings, or a filter that denies them: there is no key to protect.

@@ -144,6 +144,7 @@ impl World {
         let spec = serde_json::from_value(self.spec.clone()).unwrap();
         let launched = launch(Launch {
             spec: &spec,
+            user_namespace: None,
             rootfs: &self.rootfs,
             cgroup: &self.cgroup,
             stdio,
@@ -207,6 +208,10 @@ impl Running {
             match running.launched.progress.wait(deadline)? {
                 Event::Note(text) => running.notes.push(text),
                 Event::Terminal(master) => running.terminal = Some(master),
+                Event::Process { pid, pidfd } => {
+                    assert_eq!(running.wait(), 0);
+                    (running.launched.pid, running.launched.pidfd) = (pid, pidfd);
+                }
                 Event::HooksDue => running.launched.progress.resume()?,
                 Event::Waiting | Event::Executed => return Ok(running),
                 Event::Failed(error) => {

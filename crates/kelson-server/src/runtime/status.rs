@@ -31,9 +31,10 @@ impl Server {
             Ok(()) => condition("NetworkReady", Ok(())),
             Err(not_ready) => condition("NetworkReady", Err((not_ready.reason, not_ready.message))),
         };
+        let user_namespaces = self.services.pods.user_namespaces();
         let features = v1::RuntimeHandlerFeatures {
             recursive_read_only_mounts: true,
-            user_namespaces: false,
+            user_namespaces,
         };
         // The entry without a name is the default handler's, as clients expect it.
         let handlers = ["", "native"].map(|name| v1::RuntimeHandler {
@@ -52,7 +53,7 @@ impl Server {
             runtime_handlers: handlers.into(),
             features: Some(v1::RuntimeFeatures {
                 supplemental_groups_policy: true,
-                user_namespaces_host_network: false,
+                user_namespaces_host_network: user_namespaces,
             }),
         })
     }

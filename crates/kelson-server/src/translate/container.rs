@@ -10,7 +10,7 @@ use kelson_pod::config::{
 
 use super::{
     id_mappings, id_mappings_back, namespace_mode, profile_or_old, resources, selinux, signal_name,
-    unknown,
+    unknown, user_namespace,
 };
 use crate::error::VerbError;
 
@@ -131,6 +131,10 @@ fn security(context: v1::LinuxContainerSecurityContext) -> Result<ContainerSecur
         }
         None => Ok(None),
     };
+    let user = match options.as_ref().and_then(|o| o.userns_options.clone()) {
+        Some(user) => Some(user_namespace(field, user)?),
+        None => None,
+    };
     let capabilities = context.capabilities.unwrap_or_default();
     let policy = v1::SupplementalGroupsPolicy::try_from(context.supplemental_groups_policy);
     Ok(ContainerSecurity {
@@ -147,6 +151,7 @@ fn security(context: v1::LinuxContainerSecurityContext) -> Result<ContainerSecur
             .unwrap_or_default(),
         network: mode("network", |options| options.network)?,
         ipc: mode("ipc", |options| options.ipc)?,
+        user,
         run_as_user: context.run_as_user.map(|id| id.value),
         run_as_username: context.run_as_username,
         run_as_group: context.run_as_group.map(|id| id.value),

@@ -12,7 +12,7 @@ pub(crate) use resources::{resources, resources_back};
 pub(crate) use signal::{signal_name, signal_number};
 
 use kelson_cri::v1;
-use kelson_pod::config::{IdMapping, NamespaceMode, Profile, Selinux};
+use kelson_pod::config::{IdMapping, NamespaceMode, Profile, Selinux, UserNamespace};
 
 use crate::error::VerbError;
 
@@ -86,6 +86,16 @@ fn selinux(option: Option<v1::SeLinuxOption>) -> Selinux {
         kind: option.r#type,
         level: option.level,
     }
+}
+
+/// A user namespace; `field` is the security context that it is in.
+fn user_namespace(field: &str, user: v1::UserNamespace) -> Result<UserNamespace, VerbError> {
+    let field = format!("{field}.namespace_options.userns_options.mode");
+    Ok(UserNamespace {
+        mode: namespace_mode(&field, user.mode)?,
+        uids: id_mappings(user.uids),
+        gids: id_mappings(user.gids),
+    })
 }
 
 fn id_mappings(mappings: Vec<v1::IdMapping>) -> Vec<IdMapping> {

@@ -2,12 +2,12 @@
 
 use kelson_cri::v1;
 use kelson_pod::config::{
-    Dns, PodConfig, PodMetadata, PodNamespaces, PodSecurity, PortMapping, Protocol, UserNamespace,
+    Dns, PodConfig, PodMetadata, PodNamespaces, PodSecurity, PortMapping, Protocol,
 };
 
 use super::{
-    id_mappings, id_mappings_back, namespace_mode, namespace_mode_back, profile_or_old, resources,
-    selinux, unknown,
+    id_mappings_back, namespace_mode, namespace_mode_back, profile_or_old, resources, selinux,
+    unknown, user_namespace,
 };
 use crate::error::VerbError;
 
@@ -81,11 +81,7 @@ fn pod_namespaces(options: v1::NamespaceOption) -> Result<PodNamespaces, VerbErr
         return Err(VerbError::invalid(text));
     }
     let user = match options.userns_options {
-        Some(user) => Some(UserNamespace {
-            mode: namespace_mode(&format!("{field}.userns_options.mode"), user.mode)?,
-            uids: id_mappings(user.uids),
-            gids: id_mappings(user.gids),
-        }),
+        Some(user) => Some(user_namespace("config.linux.security_context", user)?),
         None => None,
     };
     Ok(PodNamespaces {

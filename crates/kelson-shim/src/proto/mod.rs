@@ -51,6 +51,20 @@ pub struct PodSetup {
     pub sysctls: BTreeMap<String, String>,
     /// The size in bytes of the tmpfs that is mounted on `<dir>/shm`; none: not mounted.
     pub shm_size: Option<u64>,
+    /// The pod's user namespace: its other namespaces belong to it, and its containers are in it;
+    /// none: the daemon's.
+    #[serde(default)]
+    pub user: Option<UserNamespace>,
+}
+
+/// The mappings of a user namespace, each line as first id in the namespace, first id on the host,
+/// and number of ids.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UserNamespace {
+    /// User ids.
+    pub uids: Vec<(u32, u32, u32)>,
+    /// Group ids.
+    pub gids: Vec<(u32, u32, u32)>,
 }
 
 /// Which namespaces a pod has of its own.

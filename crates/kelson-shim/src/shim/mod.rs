@@ -23,6 +23,7 @@ mod setup;
 mod signals;
 mod streams;
 mod sysctl;
+mod user;
 
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
@@ -252,7 +253,7 @@ impl Shim {
                     let container = self.containers.iter().find(|(_, c)| c.is_process(pid));
                     let exec = self.execs.iter().find(|(_, e)| e.is_process(pid));
                     match (container, exec) {
-                        (Some((&serial, _)), _) => self.container_gone(serial, status),
+                        (Some((&serial, _)), _) => self.container_gone(serial, pid, status),
                         (_, Some((&serial, _))) => self.exec_gone(serial, status),
                         (None, None) => {}
                     }

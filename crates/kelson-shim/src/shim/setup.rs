@@ -12,6 +12,7 @@ use rustix::mount::{MountFlags, UnmountFlags};
 use rustix::process::Signal;
 
 use super::sysctl::{self, SysctlError};
+use super::user::{self, UserError};
 use crate::proto::{
     Namespace, PodSetup, Ready, Refusal, RefusalKind, SHM_NAME, SOCKET_NAME, VERSION,
 };
@@ -29,6 +30,8 @@ pub(super) struct Pod {
     pub(super) dir: OwnedFd,
     /// The init of a shared PID namespace.
     pub(super) init: Option<Child>,
+    /// The pod's user namespace.
+    pub(super) user: Option<OwnedFd>,
     shm: Option<PathBuf>,
 }
 
@@ -43,6 +46,8 @@ pub(super) enum SetupError {
     },
     #[error(transparent)]
     Sysctl(#[from] SysctlError),
+    #[error(transparent)]
+    User(#[from] UserError),
 }
 
 fn failed(operation: impl Into<String>) -> impl FnOnce(Errno) -> SetupError {
@@ -56,8 +61,12 @@ fn failed(operation: impl Into<String>) -> impl FnOnce(Errno) -> SetupError {
 impl From<SetupError> for Refusal {
     fn from(error: SetupError) -> Self {
         let kind = match &error {
-            SetupError::System { .. } => RefusalKind::Setup,
-            SetupError::Sysctl(_) => RefusalKind::Sysctl,
+            SetupError::System { .. } | SetupError::User(UserError::System { .. }) => {
+                RefusalKind::Setup
+            }
+            SetupError::Sysctl(_) | SetupError::User(UserError::Sysctl(_) | UserError::Ipc(_)) => {
+                RefusalKind::Sysctl
+            }
         };
         super::refusal(kind, &error)
     }
@@ -72,27 +81,28 @@ pub(super) fn set_up(setup: &PodSetup) -> Result<Pod, SetupError> {
     let _ = write_file(c"/proc/self/oom_score_adj", OOM_SCORE_ADJ);
 
     let dir = open_dir(&setup.dir)?;
-    kelson_sys::process::unshare(new_namespaces(setup))
-        .map_err(failed("make the namespaces of the pod"))?;
+    let Made { user, init } = match &setup.user {
+        None => {
+            kelson_sys::process::unshare(new_namespaces(setup))
+                .map_err(failed("make the namespaces of the pod"))?;
+            set_sysctls(setup, |_| true)?;
+            let init = match setup.namespaces.pid {
+                Namespace::New => Some(start_init()?),
+                Namespace::Host => None,
+            };
+            Made { user: None, init }
+        }
+        Some(wanted) => user::set_up(setup, wanted, new_namespaces(setup))?,
+    };
     if let Some(name) = &setup.hostname
         && setup.namespaces.uts == Namespace::New
     {
         rustix::system::sethostname(name.as_bytes())
             .map_err(failed(format!("set the host name {name:?}")))?;
     }
-    sysctl::set_all(
-        Path::new("/proc/sys"),
-        &setup.namespaces,
-        setup.sysctls.iter(),
-    )?;
-
     let listener = listen(&dir, &setup.dir)?;
-    let init = match setup.namespaces.pid {
-        Namespace::New => Some(start_init()?),
-        Namespace::Host => None,
-    };
     let shm = match setup.shm_size {
-        Some(size) => Some(mount_shm(&dir, &setup.dir, size)?),
+        Some(size) => Some(mount_shm(&dir, setup, size)?),
         None => None,
     };
     let ready = Ready {
@@ -106,8 +116,28 @@ pub(super) fn set_up(setup: &PodSetup) -> Result<Pod, SetupError> {
         listener,
         dir,
         init,
+        user,
         shm,
     })
+}
+
+/// What was made beside the namespaces that the shim lives in.
+pub(super) struct Made {
+    pub(super) user: Option<OwnedFd>,
+    pub(super) init: Option<Child>,
+}
+
+/// Sets those of the pod's kernel parameters that are `wanted` in the namespaces of the calling
+/// process.
+pub(super) fn set_sysctls(
+    setup: &PodSetup,
+    wanted: impl Fn(&str) -> bool + Clone,
+) -> Result<(), SysctlError> {
+    sysctl::set_all(
+        Path::new("/proc/sys"),
+        &setup.namespaces,
+        setup.sysctls.iter().filter(move |(name, _)| wanted(name)),
+    )
 }
 
 impl Pod {
@@ -165,8 +195,8 @@ fn listen(dir: &OwnedFd, path: &Path) -> Result<UnixListener, SetupError> {
 }
 
 /// Mounts the pod's shared memory, visible in the host's mount namespace.
-fn mount_shm(dir: &OwnedFd, path: &Path, size: u64) -> Result<PathBuf, SetupError> {
-    let target = path.join(SHM_NAME);
+fn mount_shm(dir: &OwnedFd, setup: &PodSetup, size: u64) -> Result<PathBuf, SetupError> {
+    let target = setup.dir.join(SHM_NAME);
     match rustix::fs::mkdirat(dir, SHM_NAME, Mode::from_raw_mode(0o700)) {
         Ok(()) | Err(Errno::EXIST) => {}
         Err(error) => {
@@ -176,7 +206,14 @@ fn mount_shm(dir: &OwnedFd, path: &Path, size: u64) -> Result<PathBuf, SetupErro
         }
     }
     let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
-    let options = std::ffi::CString::new(format!("mode=1777,size={size}"))
+    let owner = match &setup.user {
+        Some(user) => {
+            let (uid, gid) = user::root_of(user);
+            format!(",uid={uid},gid={gid}")
+        }
+        None => String::new(),
+    };
+    let options = std::ffi::CString::new(format!("mode=1777,size={size}{owner}"))
         .map_err(|_| failed("write the mount options of shared memory")(Errno::INVAL))?;
     rustix::mount::mount("shm", &target, "tmpfs", flags, Some(options.as_c_str())).map_err(
         failed(format!(
@@ -198,7 +235,8 @@ fn start_init() -> Result<Child, SetupError> {
     }
 }
 
-fn be_init() -> ! {
+/// Never returns.
+pub(super) fn be_init() -> ! {
     let _ = rustix::process::set_parent_process_death_signal(Some(Signal::KILL));
     let _ = rustix::process::setsid();
     let _ = rustix::thread::set_name(c"kelson-init");

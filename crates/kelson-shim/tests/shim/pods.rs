@@ -5,7 +5,8 @@ use std::os::unix::fs::PermissionsExt;
 use std::time::{Duration, Instant};
 
 use kelson_shim::proto::{
-    Namespace, Refusal, RefusalKind, Reply, Request, SOCKET_NAME, VERSION, frame,
+    Namespace, Refusal, RefusalKind, Reply, Request, Rootfs, SOCKET_NAME, UserNamespace, VERSION,
+    frame,
 };
 use libtest_mimic::Trial;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -18,6 +19,11 @@ pub(crate) fn trials() -> Vec<Trial> {
         trial("a_pod_on_the_host_shares_its_namespaces", host_namespaces),
         trial("kernel_parameters_are_set_or_refused", sysctls),
         trial("shared_pid_namespaces_have_an_init", shared_pid),
+        trial("a_pod_has_a_user_namespace_of_its_own", user_namespace),
+        trial(
+            "kernel_parameters_are_set_in_a_user_namespace",
+            user_sysctls,
+        ),
         trial("other_protocol_versions_are_refused", versions),
         trial("broken_frames_are_refused", broken_frames),
         trial("a_shim_that_is_told_to_terminate_ends_its_pod", terminated),
@@ -73,6 +79,146 @@ async fn namespaces(world: World) -> World {
     let dir = pod.dir.clone();
     pod.shutdown().await;
     assert!(!dir.join(SOCKET_NAME).exists());
+    world
+}
+
+const USERS: (u32, u32, u32) = (0, 300_000, 1000);
+
+fn in_user_namespace(world: &World) -> kelson_shim::proto::PodSetup {
+    let mut setup = world.setup();
+    setup.user = Some(UserNamespace {
+        uids: vec![USERS],
+        gids: vec![USERS],
+    });
+    setup
+}
+
+/// A container of the pod on a writable overlay that its root owns.
+fn mapped(pod: &crate::world::Pod, script: &str) -> kelson_shim::proto::StartRequest {
+    let mut request = pod.request(&["sh", "-c", script]);
+    let dir = pod.logs.join(request.id.as_str());
+    for name in ["upper", "work"] {
+        std::fs::create_dir_all(dir.join(name)).unwrap();
+    }
+    let upper = dir.join("upper");
+    std::os::unix::fs::chown(&upper, Some(USERS.1), Some(USERS.1)).unwrap();
+    request.rootfs = Rootfs::Overlay {
+        lower: vec![crate::world::rootfs()],
+        upper,
+        work: dir.join("work"),
+    };
+    let map = serde_json::json!([{"containerID": 0, "hostID": USERS.1, "size": USERS.2}]);
+    let mut spec = serde_json::to_value(&request.spec).unwrap();
+    spec["linux"]["uidMappings"] = map.clone();
+    spec["linux"]["gidMappings"] = map;
+    let namespaces = spec["linux"]["namespaces"].as_array_mut().unwrap();
+    namespaces.push(serde_json::json!({"type": "user"}));
+    request.spec = serde_json::from_value(spec).unwrap();
+    request
+}
+
+async fn user_namespace(world: World) -> World {
+    let mut setup = in_user_namespace(&world);
+    setup.namespaces.pid = Namespace::New;
+    let mut pod = world.try_pod(&setup).await.unwrap();
+    let init = pod.ready.init_pid.unwrap();
+    let own = namespace(std::process::id(), "user");
+    // The shim is on the host, its namespaces are not the host's.
+    assert_eq!(namespace(pod.ready.pid, "user"), own);
+    assert_ne!(namespace(init, "user"), own);
+    assert_eq!(
+        std::fs::metadata(pod.dir.join("shm")).unwrap().uid(),
+        USERS.1
+    );
+    let status = std::fs::read_to_string(format!("/proc/{init}/status")).unwrap();
+    assert!(
+        status.contains("Uid:\t300000\t300000\t300000\t300000"),
+        "{status}"
+    );
+
+    let mut request = mapped(&pod, "hostname other; hostname; sleep 1000");
+    for namespace in request
+        .spec
+        .linux_mut()
+        .as_mut()
+        .unwrap()
+        .namespaces_mut()
+        .iter_mut()
+        .flatten()
+    {
+        if namespace.typ() == oci_spec::runtime::LinuxNamespaceType::Pid {
+            namespace.set_path(Some(format!("/proc/{init}/ns/pid").into()));
+        }
+    }
+    let started = pod.start(&request).await.unwrap();
+    for name in ["user", "pid"] {
+        assert_eq!(
+            namespace(started.pid, name),
+            namespace(init, name),
+            "{name}"
+        );
+    }
+    for name in ["net", "ipc", "uts"] {
+        assert_eq!(
+            namespace(started.pid, name),
+            namespace(pod.ready.pid, name),
+            "{name}"
+        );
+    }
+    let state = pod.shim.state(SOON).await.unwrap();
+    assert_eq!(state.containers[0].started.pid, started.pid);
+    let result = pod
+        .exec(request.id, "cat /proc/self/uid_map; hostname")
+        .await;
+    let text = String::from_utf8(result.stdout).unwrap();
+    let words: Vec<&str> = text.split_whitespace().collect();
+    // It may not change the name without the capability, which the test's processes lack.
+    assert_eq!(words, ["0", "300000", "1000", "the-pod"], "{text}");
+    pod.shim.signal(request.id, 9, false, SOON).await.unwrap();
+    assert_eq!(pod.exit(request.id).await.signal, Some(9));
+
+    // One that cannot be prepared leaves nothing.
+    let mut broken = mapped(&pod, "true");
+    broken.rootfs = Rootfs::Path("/nonexistent".into());
+    let error = pod.start(&broken).await.unwrap_err();
+    assert_eq!(error.refusal(), Some(RefusalKind::Setup), "{error}");
+    assert!(error.to_string().contains("/nonexistent"), "{error}");
+    pod.shutdown().await;
+    wait_until("the init is gone", || !is_alive(init)).await;
+    world
+}
+
+async fn user_sysctls(world: World) -> World {
+    let mut setup = in_user_namespace(&world);
+    for (name, value) in [
+        ("net.ipv4.ping_group_range", "0 999"),
+        ("net.ipv4.ip_unprivileged_port_start", "77"),
+        ("kernel.msgmax", "7777"),
+    ] {
+        setup.sysctls.insert(name.to_owned(), value.to_owned());
+    }
+    let mut pod = world.try_pod(&setup).await.unwrap();
+    let script = "cd /proc/sys; cat net/ipv4/ip_unprivileged_port_start kernel/msgmax \
+                  net/ipv4/ping_group_range";
+    let request = mapped(&pod, script);
+    pod.start(&request).await.unwrap();
+    pod.exit(request.id).await;
+    let log = std::fs::read_to_string(request.log.unwrap()).unwrap();
+    let values: Vec<&str> = log.lines().map(|line| &line[40..]).collect();
+    assert_eq!(values, ["77", "7777", "0\t999"]);
+    pod.shutdown().await;
+
+    for (name, value) in [
+        ("net.ipv4.ping_group_range", "0 1000"),
+        ("kernel.msgmax", "many"),
+        ("vm.swappiness", "1"),
+    ] {
+        let mut setup = in_user_namespace(&world);
+        setup.sysctls.insert(name.to_owned(), value.to_owned());
+        let error = world.try_pod(&setup).await.err().unwrap();
+        assert_eq!(error.refusal(), Some(RefusalKind::Sysctl), "{error}");
+        assert!(error.to_string().contains(name), "{error}");
+    }
     world
 }
 

@@ -88,6 +88,7 @@ impl World {
             hostname: Some("the-pod".to_owned()),
             sysctls: BTreeMap::new(),
             shm_size: Some(1 << 20),
+            user: None,
         }
     }
 

@@ -19,12 +19,16 @@ const DRAIN: Duration = Duration::from_millis(500);
 
 impl Shim {
     /// Its first process has been reaped.
-    pub(in crate::shim) fn container_gone(&mut self, serial: u64, status: WaitStatus) {
+    pub(in crate::shim) fn container_gone(&mut self, serial: u64, pid: u32, status: WaitStatus) {
         // What it has told before its end is still to be heard.
         self.container_progress(serial);
         let Some(container) = self.containers.get_mut(&serial) else {
             return;
         };
+        if !container.is_process(pid) {
+            // It has only prepared the one that goes on.
+            return;
+        }
         if let Phase::Starting {
             restoring,
             failure: None,

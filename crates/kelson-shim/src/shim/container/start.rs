@@ -203,6 +203,7 @@ impl Shim {
         };
         let what = Launch {
             spec: &spec,
+            user_namespace: self.pod.user.as_ref().map(AsFd::as_fd),
             rootfs: &rootfs,
             cgroup: &cgroup,
             stdio: theirs,
@@ -329,6 +330,19 @@ impl Shim {
                 Ok(Some(Told::Note(message))) => {
                     let container = container.id;
                     self.broadcast(&Event::Note { container, message });
+                }
+                Ok(Some(Told::Process { pid, pidfd })) => {
+                    (container.pid, container.pidfd) = (pid, pidfd);
+                    // What was killed meanwhile was the one before.
+                    if matches!(
+                        container.phase,
+                        Phase::Starting {
+                            failure: Some(_),
+                            ..
+                        }
+                    ) {
+                        container.kill_all();
+                    }
                 }
                 Ok(Some(Told::Terminal(master))) => {
                     let watched = rustix::io::ioctl_fionbio(&master, true).and_then(|()| {

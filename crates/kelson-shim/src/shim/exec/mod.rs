@@ -263,7 +263,8 @@ impl Shim {
                     }
                     exec.outputs.set_terminal(master);
                 }
-                Ok(Some(Told::Note(_) | Told::HooksDue | Told::Waiting)) => {}
+                Ok(Some(Told::Note(_) | Told::Process { .. } | Told::HooksDue | Told::Waiting)) => {
+                }
                 Ok(Some(Told::Executed)) => return self.exec_runs(serial),
                 Ok(Some(Told::Failed(error))) => {
                     self.poll.remove(progress.as_fd());
