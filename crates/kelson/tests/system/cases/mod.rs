@@ -26,6 +26,7 @@ mod stats;
 mod systemd;
 mod targets;
 mod updates;
+mod userns;
 mod volumes;
 
 use crate::case::Case;
@@ -59,6 +60,7 @@ pub(crate) fn all() -> Vec<Case> {
         systemd::cases(),
         targets::cases(),
         updates::cases(),
+        userns::cases(),
         volumes::cases(),
     ]
     .into_iter()
