@@ -61,6 +61,23 @@ fn mapped(mut config: v1::PodSandboxConfig) -> v1::PodSandboxConfig {
     config
 }
 
+/// A container with all namespaces of its pod.
+fn like(pod: &v1::PodSandboxConfig, mut config: v1::ContainerConfig) -> v1::ContainerConfig {
+    let options = pod
+        .linux
+        .as_ref()
+        .and_then(|linux| linux.security_context.as_ref())
+        .and_then(|security| security.namespace_options.clone());
+    if let Some(security) = config
+        .linux
+        .as_mut()
+        .and_then(|linux| linux.security_context.as_mut())
+    {
+        security.namespace_options = options;
+    }
+    config
+}
+
 /// The process of a container on the host, by its cgroup.
 fn process_of(container: &str) -> anyhow::Result<u32> {
     for entry in std::fs::read_dir("/proc")?.flatten() {
@@ -221,12 +238,12 @@ async fn survives(node: &mut Node) -> Outcome {
     {
         options.pid = v1::NamespaceMode::Pod.into();
     }
-    let first = shell("first", &image, "sleep 1000");
+    let first = like(&config, shell("first", &image, "sleep 1000"));
     let (pod, first) = node.run(&config, first).await?;
     node.kill().await?;
     node.restart().await?;
     // A container that is made now is in the same namespaces.
-    let second = shell("second", &image, "sleep 1000");
+    let second = like(&config, shell("second", &image, "sleep 1000"));
     let second = node.create(&pod, &config, second).await?;
     node.start_container(&second).await?;
     let (a, b) = (process_of(&first)?, process_of(&second)?);
@@ -254,7 +271,9 @@ async fn host_network(node: &mut Node) -> Outcome {
     let config = mapped(host_network_pod(&node.logs()));
     let script =
         "ls /sys/class/net | grep -c lo; touch /sys/x 2>/dev/null || echo protected; sleep 1000";
-    let (_, container) = node.run(&config, shell("main", &image, script)).await?;
+    let (_, container) = node
+        .run(&config, like(&config, shell("main", &image, script)))
+        .await?;
     let pid = process_of(&container)?;
     let own = std::fs::read_link("/proc/self/ns/net")?;
     ensure!(std::fs::read_link(format!("/proc/{pid}/ns/net"))? == own);
