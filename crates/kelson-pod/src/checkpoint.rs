@@ -83,7 +83,8 @@ pub(crate) async fn run(
             });
         }
     };
-    check(&location, &container.config)?;
+    let mapped = pod.config.namespaces.own_users().is_some();
+    check(&location, mapped, &container.config)?;
     let timeout = timeout.unwrap_or(DEFAULT_TIMEOUT);
     world
         .blocking(move |world| {
@@ -143,7 +144,8 @@ fn remove(path: &Path) {
 }
 
 /// What can be said before anything is done.
-fn check(location: &Path, config: &ContainerConfig) -> Result<(), PodError> {
+/// `mapped`: the pod has a user namespace.
+fn check(location: &Path, mapped: bool, config: &ContainerConfig) -> Result<(), PodError> {
     let mut mistakes = Vec::new();
     let mut mistake = |field: &str, problem: String, unsupported| {
         mistakes.push(Mistake {
@@ -168,6 +170,10 @@ fn check(location: &Path, config: &ContainerConfig) -> Result<(), PodError> {
     }
     if config.tty {
         let problem = "a container with a terminal cannot be checkpointed".to_owned();
+        mistake("container_id", problem, true);
+    }
+    if mapped {
+        let problem = "a container in a user namespace cannot be checkpointed".to_owned();
         mistake("container_id", problem, true);
     }
     match mistakes.is_empty() {
@@ -407,16 +413,20 @@ mod tests {
     fn places_and_terminals_are_checked_together() {
         let dir = tempfile::tempdir().unwrap();
         let config = ContainerConfig::default();
-        check(&dir.path().join("c.tar"), &config).unwrap();
+        check(&dir.path().join("c.tar"), false, &config).unwrap();
         for bad in ["c.tar", "/", "/tmp/../c.tar", "/no/such/c.tar", "/tmp", ""] {
-            assert!(check(Path::new(bad), &config).is_err(), "{bad}");
+            assert!(check(Path::new(bad), false, &config).is_err(), "{bad}");
         }
         let config = ContainerConfig {
             tty: true,
             ..ContainerConfig::default()
         };
-        let error = check(Path::new("x"), &config).unwrap_err().to_string();
-        assert!(error.contains("location: ") && error.contains("terminal"));
+        let error = check(Path::new("x"), true, &config)
+            .unwrap_err()
+            .to_string();
+        for part in ["location: ", "terminal", "user namespace"] {
+            assert!(error.contains(part), "{error}");
+        }
     }
 
     #[test]

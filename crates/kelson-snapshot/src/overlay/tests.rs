@@ -387,11 +387,11 @@ fn images_that_a_container_mounts_stay_as_long_as_it() {
     let layers = open(dir.path());
     let own = image(&layers, vec![Tar::new().file("a", b"1")]);
     let other = image(&layers, vec![Tar::new().file("b", b"2")]);
-    let extras = Extras {
+    let extras = || Extras {
         chains: &other,
         ..Extras::default()
     };
-    layers.prepare_with("c", &own, extras).unwrap();
+    layers.prepare_with("c", &own, extras()).unwrap();
     let in_use = |layers: &Overlayfs| {
         matches!(
             layers.remove_layer(&other[0]),
@@ -405,7 +405,7 @@ fn images_that_a_container_mounts_stay_as_long_as_it() {
     assert!(in_use(&layers));
     layers.remove("c").unwrap();
     layers.remove_layer(&other[0]).unwrap();
-    let missing = layers.prepare_with("d", &own, extras);
+    let missing = layers.prepare_with("d", &own, extras());
     assert!(matches!(missing, Err(SnapshotError::UnknownLayer(_))));
     assert!(layers.containers().is_empty());
 }
