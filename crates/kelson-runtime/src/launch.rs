@@ -229,12 +229,15 @@ fn make_user_namespace(uids: &[IdRange], gids: &[IdRange]) -> Result<OwnedFd, La
     userns::make(uids, gids).map_err(|e| LaunchError::system("make a user namespace", e))
 }
 
+/// Of users and of groups.
+type Ranges = (Vec<IdRange>, Vec<IdRange>);
+
 /// The user namespaces that mounts are id-mapped by, in the order of the plan's mounts.
 fn id_maps(
     plan: &ContainerPlan,
     user: Option<&UserNamespace>,
 ) -> Result<Vec<Option<OwnedFd>>, LaunchError> {
-    let mut made: Vec<(&(Vec<IdRange>, Vec<IdRange>), OwnedFd)> = Vec::new();
+    let mut made: Vec<(&Ranges, OwnedFd)> = Vec::new();
     let copy = |file: &OwnedFd| {
         file.try_clone()
             .map_err(|e| LaunchError::system("copy a descriptor", e))
@@ -246,9 +249,7 @@ fn id_maps(
             continue;
         };
         let own = user.filter(|user| {
-            let same = |(uids, gids): &(Vec<IdRange>, Vec<IdRange>)| {
-                *uids == user.uids && *gids == user.gids
-            };
+            let same = |(uids, gids): &Ranges| *uids == user.uids && *gids == user.gids;
             id_map.ranges.as_ref().is_none_or(same)
         });
         let file = match (own, &id_map.ranges) {

@@ -46,7 +46,7 @@ impl Random {
 
     /// A number below `limit`, which is small.
     fn below(&mut self, limit: u64) -> u64 {
-        (self.next() >> 32) * limit >> 32
+        ((self.next() >> 32) * limit) >> 32
     }
 }
 
@@ -69,11 +69,11 @@ fn file(random: &mut Random, size: u64) -> Vec<u8> {
         for _ in 0..1 + (word & 7) {
             // The product of two values makes small ones frequent.
             let (a, b) = (literals & 63, (literals >> ALPHABET) & 63);
-            bytes.push(u8::try_from(a * b >> 5).unwrap_or_default());
+            bytes.push(u8::try_from((a * b) >> 5).unwrap_or_default());
             literals = literals.rotate_right(11);
         }
         let near = (bytes.len() as u64).min(WINDOW);
-        let distance = 1 + ((word >> 16 & 0xffff) * near >> 16).min(near - 1);
+        let distance = 1 + ((((word >> 16) & 0xffff) * near) >> 16).min(near - 1);
         let from = bytes.len() - usize::try_from(distance).unwrap_or(1);
         let length = 3 + usize::try_from(word >> 8 & 31).unwrap_or_default();
         for at in from..from + length {
