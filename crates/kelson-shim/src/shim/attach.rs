@@ -5,7 +5,7 @@
 //! output is left in its pipes meanwhile: for [`PATIENCE`] altogether, regained at a twentieth of
 //! the time, so that a container writes at nineteen twentieths of its speed or more whoever looks
 //! on. Then the client is told and dropped. A terminal writes at the speed of those who watch it, and
-//! only who takes nothing for [`PATIENCE`] is dropped.
+//! only who does not catch up within [`TERMINAL_PATIENCE`] is dropped.
 //!
 //! [`MAX_DATA`]: crate::proto::frame::MAX_DATA
 
@@ -27,6 +27,10 @@ const MAX_ATTACHED: usize = 32;
 
 /// How long a container waits for one of them.
 const PATIENCE: Duration = Duration::from_millis(500);
+
+/// How long a terminal waits for one of them to take what it has not taken yet, some 200 KiB at most:
+/// a person behind a slow line must not lose the session.
+const TERMINAL_PATIENCE: Duration = Duration::from_secs(5);
 
 /// Which part of the time is regained.
 const REGAIN: u32 = 20;
@@ -52,9 +56,13 @@ struct Patience {
 }
 
 impl Patience {
-    fn new(now: Instant) -> Self {
+    fn new(now: Instant, terminal: bool) -> Self {
+        let left = match terminal {
+            true => TERMINAL_PATIENCE,
+            false => PATIENCE,
+        };
         Self {
-            left: PATIENCE,
+            left,
             at: now,
             waiting: false,
         }
@@ -63,7 +71,7 @@ impl Patience {
     fn begin(&mut self, now: Instant) {
         if !self.waiting {
             let gained = now.saturating_duration_since(self.at) / REGAIN;
-            self.left = (self.left + gained).min(PATIENCE);
+            self.left = (self.left + gained).min(self.left.max(PATIENCE));
             self.at = now;
             self.waiting = true;
         }
@@ -73,7 +81,7 @@ impl Patience {
         if std::mem::take(&mut self.waiting) {
             let waited = now.saturating_duration_since(self.at);
             self.left = match terminal {
-                true => PATIENCE,
+                true => TERMINAL_PATIENCE,
                 false => self.left.saturating_sub(waited),
             };
             self.at = now;
@@ -139,7 +147,7 @@ impl Shim {
                 connection,
                 stdin,
                 inlet: Inlet::default(),
-                patience: Patience::new(Instant::now()),
+                patience: Patience::new(Instant::now(), container.terminal),
             });
         }
         // Input may have come with the request.
@@ -366,7 +374,7 @@ mod tests {
     fn patience_ends_and_comes_back_slowly() {
         let start = Instant::now();
         let after = |ms| start + Duration::from_millis(ms);
-        let mut patience = Patience::new(start);
+        let mut patience = Patience::new(start, false);
         assert_eq!(patience.deadline(), None);
         patience.begin(after(0));
         patience.begin(after(100));
@@ -375,11 +383,19 @@ mod tests {
         assert_eq!(patience.deadline(), None);
         patience.begin(after(2400));
         assert_eq!(patience.deadline(), Some(after(2400 + 100 + 100)));
-        patience.end(after(2500), true);
-        patience.begin(after(2500));
-        assert_eq!(patience.deadline(), Some(after(3000)));
         patience.end(after(9000), false);
         patience.begin(after(9000));
         assert_eq!(patience.deadline(), Some(after(9000)));
+    }
+
+    #[test]
+    fn a_terminal_is_patient_every_time() {
+        let start = Instant::now();
+        let mut patience = Patience::new(start, true);
+        for begin in [start, start + TERMINAL_PATIENCE] {
+            patience.begin(begin);
+            assert_eq!(patience.deadline(), Some(begin + TERMINAL_PATIENCE));
+            patience.end(begin + TERMINAL_PATIENCE / 2, true);
+        }
     }
 }
