@@ -55,7 +55,7 @@ pub(crate) trait Ending: Send + Sync + std::fmt::Debug {
 
 /// The sending half of a stream.
 ///
-/// Writing waits while the connection has [`OUTBOX`] messages to send. Shutting it down tells the
+/// Writing waits while the connection has `OUTBOX` messages to send. Shutting it down tells the
 /// other side that everything has been sent; dropping it without that resets the stream.
 #[derive(Debug)]
 pub struct Writer {

@@ -17,7 +17,7 @@ use crate::setup;
 const PROGRAM: &str = "target/machine-guest";
 /// Its arguments, one a line.
 const ARGUMENTS: &str = "target/machine-arguments";
-/// The test programs, as [`Tests`] writes them.
+/// The test programs, as `Tests` writes them.
 const TESTS: &str = "target/machine-tests";
 
 /// A disk; removed when dropped.
