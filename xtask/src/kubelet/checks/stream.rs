@@ -29,7 +29,7 @@ pub(super) const CHECKS: &[Check] = &[
         "exec has input, output and errors apart, and the exit code",
         |world| {
             world.wait_until_ready(POD)?;
-            let query = "command=sh&command=-c&command=cat;echo%20bad%20%3E%262;exit%209\
+            let query = "command=sh&command=-c&command=cat%3Becho%20bad%20%3E%262%3Bexit%209\
             &input=1&output=1&error=1";
             with(
                 world,
@@ -56,7 +56,7 @@ pub(super) const CHECKS: &[Check] = &[
         },
     ),
     ("exec has a terminal of the size that is told", |world| {
-        let query = "command=sh&command=-c&command=sleep%201;stty%20size&tty=1&input=1&output=1";
+        let query = "command=sh&command=-c&command=sleep%201%3Bstty%20size&tty=1&input=1&output=1";
         with(
             world,
             &format!("/exec/default/{}/main?{query}", full_name(POD)),
