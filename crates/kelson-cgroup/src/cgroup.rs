@@ -12,6 +12,11 @@ use crate::dir::{Dir, push_word};
 use crate::hierarchy::Controller;
 use crate::{Error, Hierarchy, Resources, Result, Stats, Version, controllers, path};
 
+/// Where the kernel names the files of a cgroup that go with it to another user.
+const DELEGATE: &str = "/sys/kernel/cgroup/delegate";
+/// Those that it had before it named them.
+const DELEGATED: &str = "cgroup.procs cgroup.subtree_control cgroup.threads";
+
 /// A path in a [`Hierarchy`]. Making one does no I/O, and it need not exist.
 #[derive(Debug, Clone)]
 pub struct Cgroup {
@@ -80,6 +85,34 @@ impl Cgroup {
     /// [`Resources::unified`].
     pub fn apply(&self, resources: &Resources) -> Result<()> {
         controllers::apply(self, resources)
+    }
+
+    /// v2: gives a user of the host the cgroup to make others in it, as the runtime specification wants it for
+    /// a user namespace: the directory, and the files that the kernel names for this (or the three that it has
+    /// always had). The files of limits stay with their owner. v1 has no safe way to give a cgroup away.
+    pub fn delegate(&self, uid: u32) -> Result<()> {
+        self.delegate_by(uid, Path::new(DELEGATE))
+    }
+
+    fn delegate_by(&self, uid: u32, names: &Path) -> Result<()> {
+        if self.hierarchy.version() == Version::V1 {
+            return Ok(());
+        }
+        let names = std::fs::read_to_string(names).unwrap_or_else(|_| DELEGATED.to_owned());
+        let dir = self.main_dir();
+        let plain = |name: &&str| !name.contains('/') && *name != "..";
+        let files = names
+            .split_whitespace()
+            .filter(plain)
+            .map(|name| dir.file(name));
+        for path in [dir.path().to_owned()].into_iter().chain(files) {
+            match std::os::unix::fs::lchown(&path, Some(uid), None) {
+                // Files of controllers that the cgroup does not have.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                given => given.map_err(|error| Error::io("give away", &path, error))?,
+            }
+        }
+        Ok(())
     }
 
     /// Moves the process `pid` (as the caller's pid namespace numbers it) into the cgroup. On v1
@@ -330,6 +363,37 @@ mod tests {
         std::fs::write(own, "cpuset cpu io memory pids\n").unwrap();
         std::fs::remove_file(root.path().join("cgroup.subtree_control")).unwrap();
         cgroup.create().unwrap();
+    }
+
+    #[test]
+    fn a_cgroup_is_given_away_without_its_limits() {
+        use std::os::unix::fs::MetadataExt as _;
+        if !rustix::process::geteuid().is_root() {
+            eprintln!("skipped: only root gives files away");
+            return;
+        }
+        let (root, hierarchy) = v2("");
+        let at = |name: &str| root.path().join("pods").join(name);
+        let all = [
+            "cgroup.procs",
+            "cgroup.threads",
+            "memory.max",
+            "memory.oom.group",
+        ];
+        for name in all {
+            std::fs::write(at(name), "").unwrap();
+        }
+        let owner = |name: &str| std::fs::metadata(at(name)).unwrap().uid();
+        let cgroup = Cgroup::new(&hierarchy, "/pods").unwrap();
+        cgroup.delegate_by(7, Path::new("/nonexistent")).unwrap();
+        assert_eq!(owner("."), 7);
+        assert_eq!(all.map(owner), [7, 7, 0, 0]);
+        assert_eq!(owner("cgroup.subtree_control"), 7);
+        let names = root.path().join("names");
+        std::fs::write(&names, "memory.oom.group\nio.missing\n../names\n").unwrap();
+        cgroup.delegate_by(8, &names).unwrap();
+        assert_eq!(all.map(owner), [7, 7, 0, 8]);
+        assert_eq!(std::fs::metadata(&names).unwrap().uid(), 0);
     }
 
     #[test]

@@ -147,6 +147,12 @@ fn make(launch: Launch<'_>, plan: &ContainerPlan) -> Result<Launched, LaunchErro
     {
         cgroup.apply(&plan::resources::from_spec(resources, &plan.devices))?;
     }
+    if let Some(user) = user.as_ref().filter(|_| plan.owns_its_cgroup()) {
+        // A user that is not mapped is refused by a later step.
+        if let Some(uid) = userns::outside_of(&user.uids, plan.process.uid) {
+            cgroup.delegate(uid)?;
+        }
+    }
     let entry = cgroup.entry()?;
     let proc = host_proc()?;
     let (progress, theirs) =

@@ -154,6 +154,12 @@ fn words(plan: &ContainerPlan, launch: &Launch<'_>, restore: &Restore<'_>) -> Ve
     if let Some(profile) = &plan.process.apparmor {
         words.extend(["--lsm-profile".to_owned(), format!("apparmor:{profile}")]);
     }
+    if let Some(label) = &plan.process.selinux {
+        words.extend(["--lsm-profile".to_owned(), format!("selinux:{label}")]);
+    }
+    if let Some(label) = &plan.mount_label {
+        words.extend(["--lsm-mount-context".to_owned(), label.clone()]);
+    }
     for (target, source) in outside(plan, launch) {
         let word = format!("mnt[{}]:{}", path(&target), path(&source));
         words.extend(["--external".to_owned(), word]);

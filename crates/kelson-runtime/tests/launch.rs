@@ -900,6 +900,27 @@ fn a_label_that_cannot_be_had_is_an_error() {
     });
 }
 
+#[test]
+fn an_selinux_label_without_selinux_is_an_error() {
+    alone(|| {
+        if Path::new("/sys/fs/selinux/enforce").exists() {
+            eprintln!("skipped: SELinux is there");
+            return;
+        }
+        let label = "system_u:system_r:container_t:s0:c1,c2";
+        let mut world = World::new("true");
+        world.spec["process"]["selinuxLabel"] = json!(label);
+        let error = world.fail();
+        assert!(error.to_string().contains(label), "{error}");
+        world.spec["process"]["selinuxLabel"] = json!("");
+        assert_eq!(world.run().code, 0);
+        // That of the root and of new file systems.
+        world.spec["linux"]["mountLabel"] = json!(label);
+        let error = world.fail();
+        assert!(error.to_string().contains(label), "{error}");
+    });
+}
+
 /// A tmpfs that is shared, in a mount namespace of the test's own.
 fn shared_directory(world: &World) -> PathBuf {
     use kelson_sys::mount::{Attributes, Filesystem, Propagation, attach_at, set_attributes};

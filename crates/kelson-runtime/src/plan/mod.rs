@@ -43,6 +43,8 @@ pub(crate) struct ContainerPlan {
     pub(crate) sysctls: Vec<Sysctl>,
     pub(crate) hostname: Option<String>,
     pub(crate) domainname: Option<String>,
+    /// The SELinux label of the root and of new file systems.
+    pub(crate) mount_label: Option<String>,
     pub(crate) process: ProcessPlan,
 }
 
@@ -97,9 +99,20 @@ impl ContainerPlan {
             devices: linux.devices().clone().unwrap_or_default(),
             masked_paths: paths(linux.masked_paths().as_deref()),
             readonly_paths: paths(linux.readonly_paths().as_deref()),
+            mount_label: label.map(str::to_owned),
             namespaces,
             process,
         })
+    }
+
+    /// Whether the container sees its cgroup as the root of all, and may write to it.
+    pub(crate) fn owns_its_cgroup(&self) -> bool {
+        let read_only = libc::MOUNT_ATTR_RDONLY;
+        self.namespaces.create & kelson_sys::process::ns::CGROUP != 0
+            && self.mounts.iter().any(|mount| {
+                mount.kind == MountKind::Cgroup
+                    && (mount.attributes.set | mount.recursive.set) & read_only == 0
+            })
     }
 
     /// Whether `/dev` is the runtime's to fill: not when the specification binds one.

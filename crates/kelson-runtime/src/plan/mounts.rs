@@ -211,9 +211,10 @@ fn id_map(index: usize, mount: &Mount, options: &Options) -> Result<Option<IdMap
     }))
 }
 
-/// Filesystems that are empty at first and take a label for all of their files.
+/// Filesystems that are empty at first and take a label for all of their files. A mqueue is that of the IPC
+/// namespace, which has been mounted without one.
 fn takes_label(kind: &CStr) -> bool {
-    kind == c"tmpfs" || kind == c"devpts" || kind == c"mqueue"
+    kind == c"tmpfs" || kind == c"devpts"
 }
 
 #[derive(Debug, Default)]

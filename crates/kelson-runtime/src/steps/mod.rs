@@ -258,6 +258,12 @@ impl Failure {
         }
     }
 
+    /// The same with more about why.
+    pub(crate) fn because(mut self, why: &str) -> Self {
+        self.what = format!("{why}: {}", self.what);
+        self
+    }
+
     /// The same with a kind.
     pub(crate) fn of(mut self, kind: Kind) -> Self {
         self.kind = kind;

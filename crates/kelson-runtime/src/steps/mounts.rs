@@ -14,7 +14,7 @@ use rustix::fs::{CWD, FileType, Mode};
 use rustix::io::Errno;
 
 use super::overlay::{self, explained};
-use super::{Container, Failure, OrFail};
+use super::{Container, Failure, OrFail, labels};
 use crate::plan::{MountKind, MountPlan};
 
 const DIR: Mode = Mode::from_raw_mode(0o755);
@@ -55,7 +55,8 @@ pub(super) fn open_sources(container: &mut Container<'_>) -> Result<(), Failure>
 pub(super) fn open_layers(container: &mut Container<'_>) -> Result<(), Failure> {
     for (plan, source) in container.plan.mounts.iter().zip(&mut container.sources) {
         if let MountKind::Layers { lower, subdir } = &plan.kind {
-            let tree = overlay::read_only(lower, subdir.as_deref())?;
+            let label = container.plan.mount_label.as_deref();
+            let tree = overlay::read_only(lower, subdir.as_deref(), label)?;
             set_attributes(tree.as_fd(), plan)?;
             *source = Some(tree);
         }
@@ -111,6 +112,12 @@ pub(super) fn mount(container: &mut Container<'_>) -> Result<(), Failure> {
         };
         let target = target(root, plan, tree.as_fd())?;
         attach(&tree, &target, &plan.target)?;
+        if let (MountKind::Filesystem { kind, .. }, Some(label)) =
+            (&plan.kind, &container.plan.mount_label)
+            && kind.as_c_str() == c"mqueue"
+        {
+            labels::set(&root.open_dir(&plan.target)?, label)?;
+        }
         if let Some((propagation, recursive)) = plan.propagation {
             set_propagation(tree.as_fd(), plan, propagation, recursive)?;
         }

@@ -21,13 +21,18 @@ const MAX_OPTIONS: usize = 4095;
 
 /// The merged tree of `lower`, or the file or directory `subdir` of it, resolved as if the tree were the
 /// root. Where it has to be mounted for a moment, only this mount namespace sees it.
-pub(super) fn read_only(lower: &[PathBuf], subdir: Option<&Path>) -> Result<OwnedFd, Failure> {
+pub(super) fn read_only(
+    lower: &[PathBuf],
+    subdir: Option<&Path>,
+    label: Option<&str>,
+) -> Result<OwnedFd, Failure> {
     let place = lower
         .first()
         .ok_or_else(|| Failure::new("there are no layers to mount"))?;
     let layers = Layers {
         lower,
         writable: None,
+        label,
     };
     let tree = match (layers.by_context()?, subdir) {
         (Some(tree), None) => return Ok(tree),
@@ -54,6 +59,8 @@ pub(super) struct Layers<'a> {
     pub(super) lower: &'a [PathBuf],
     /// The upper and the work directory.
     pub(super) writable: Option<(&'a Path, &'a Path)>,
+    /// The SELinux label of everything in it.
+    pub(super) label: Option<&'a str>,
 }
 
 impl Layers<'_> {
@@ -94,6 +101,10 @@ impl Layers<'_> {
                     .map_err(|e| explained(&fs, "configure the overlay", e))?;
             }
         }
+        if let Some(label) = self.label {
+            fs.set(c"context", &c_label(label)?)
+                .map_err(|e| explained(&fs, &format!("give the overlay the label {label:?}"), e))?;
+        }
         // Indexing would refuse layers that another overlay uses too.
         let _ = fs.set(c"index", c"off");
         fs.mount(0)
@@ -103,7 +114,12 @@ impl Layers<'_> {
 
     /// Mounts on `target`, with all options in one string.
     fn by_option_string(&self, target: &Path) -> Result<OwnedFd, Failure> {
-        let mut options = b"index=off,lowerdir=".to_vec();
+        let mut options = b"index=off,".to_vec();
+        if let Some(label) = self.label {
+            // Its categories are separated by commas, as options are.
+            options.extend_from_slice(format!("context=\"{label}\",").as_bytes());
+        }
+        options.extend_from_slice(b"lowerdir=");
         for (i, path) in self.lower.iter().enumerate() {
             if i > 0 {
                 options.push(b':');
@@ -188,6 +204,10 @@ fn escaped(path: &Path, special: &[u8]) -> Vec<u8> {
 fn c_path(path: &Path) -> Result<CString, Failure> {
     CString::new(path.as_os_str().as_bytes())
         .map_err(|_| Failure::new("there is a NUL byte in a path of a layer"))
+}
+
+fn c_label(label: &str) -> Result<CString, Failure> {
+    CString::new(label).map_err(|_| Failure::new("there is a NUL byte in linux.mountLabel"))
 }
 
 /// A failure with the kernel's own explanation, where it gives one.

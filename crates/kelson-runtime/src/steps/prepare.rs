@@ -3,7 +3,7 @@
 
 use kelson_sys::process;
 
-use super::{Failure, NewProcess, OrFail};
+use super::{Failure, NewProcess, OrFail, labels};
 
 /// Becomes untraceable and drops the maker's signal handling.
 pub(super) fn run(_: &mut NewProcess<'_>) -> Result<(), Failure> {
@@ -17,6 +17,7 @@ pub(super) fn run(_: &mut NewProcess<'_>) -> Result<(), Failure> {
 pub(super) fn session(process: &mut NewProcess<'_>) -> Result<(), Failure> {
     rustix::process::setsid().or_fail(|| "cannot make a session".into())?;
     if !process.options.no_new_keyring {
+        labels::apply_to_keys(process)?;
         match process::new_session_keyring() {
             // A kernel without keyrings, or a filter that denies them: there is no key to protect.
             Ok(()) | Err(rustix::io::Errno::NOSYS | rustix::io::Errno::PERM) => {}

@@ -56,7 +56,12 @@ pub(super) fn open(container: &mut Container<'_>) -> Result<(), Failure> {
         Rootfs::Path(_) => bound,
         Rootfs::Overlay { lower, upper, work } => {
             let writable = Some((upper.as_path(), work.as_path()));
-            Some(Layers { lower, writable }.detached(upper)?)
+            let layers = Layers {
+                lower,
+                writable,
+                label: container.plan.mount_label.as_deref(),
+            };
+            Some(layers.detached(upper)?)
         }
     };
     Ok(())
