@@ -412,6 +412,9 @@ pub enum OpenError {
     /// The zygote does not start.
     #[error("cannot start the process that makes pods")]
     Zygote(#[source] kelson_shim::client::ShimError),
+    /// SELinux is on and has no labels for containers.
+    #[error("security.selinux = true cannot be used")]
+    Selinux(#[from] crate::SelinuxError),
     /// systemd does not make cgroups here.
     #[error("cgroup.driver = \"systemd\" cannot be used")]
     Systemd(#[source] kelson_cgroup::Error),

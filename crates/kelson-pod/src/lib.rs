@@ -4,6 +4,7 @@
 
 mod admission;
 mod apparmor;
+mod bandwidth;
 mod checkpoint;
 pub mod config;
 mod effects;
@@ -24,6 +25,7 @@ mod record;
 mod recover;
 mod registry;
 mod restore;
+mod selinux;
 mod signal;
 mod spec;
 mod stats;
@@ -43,7 +45,9 @@ pub use kelson_shim::ids::{ContainerId, InvalidId, PodId};
 pub use kelson_shim::proto::{ExecExit, RefusalKind, TerminalSize};
 pub use metrics::{ContainerMetrics, PodMetrics, Processes};
 pub use pods::{CgroupDriver, ExecOutput, MAX_EXEC_OUTPUT, Pods, PodsConfig};
+pub use selinux::SelinuxError;
 pub use stats::{ContainerStats, PodStats, WritableUsage};
+pub use validate::is_handler;
 pub use view::{
     Container, ContainerState, ExitReason, Exited, InPod, Pod, PodState, Resolved, Snapshot, User,
 };

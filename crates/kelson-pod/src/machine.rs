@@ -26,7 +26,6 @@ pub(crate) fn facts(cgroups: &Hierarchy, config: &PodsConfig) -> Facts {
     Facts {
         cgroup_v2: cgroups.version() == Version::V2,
         driver: config.cgroup_driver,
-        selinux: Path::new("/sys/fs/selinux/enforce").exists(),
         user_namespaces,
     }
 }
@@ -70,7 +69,7 @@ pub(crate) fn boot_id() -> String {
 }
 
 /// What the node adds to every container.
-pub(crate) fn rules(config: &PodsConfig) -> NodeRules {
+pub(crate) fn rules(config: &PodsConfig, cgroup_v2: bool) -> NodeRules {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
     let mask = |name: &str| {
         let line = status.lines().find_map(|line| line.strip_prefix(name));
@@ -96,6 +95,7 @@ pub(crate) fn rules(config: &PodsConfig) -> NodeRules {
         rlimits: config.rlimits.iter().filter_map(rlimit).collect(),
         least_oom_score,
         passed_annotations: config.passed_annotations.clone(),
+        writable_cgroups: config.writable_cgroups && cgroup_v2,
         capabilities: capabilities::from_mask(mask("CapBnd:")),
     }
 }
@@ -135,7 +135,7 @@ mod tests {
             restrict_oom_score_adj: true,
             ..PodsConfig::default()
         };
-        let rules = rules(&config);
+        let rules = rules(&config, true);
         assert_eq!(rules.rlimits[0].hard(), 2048);
         assert!(rules.least_oom_score.is_some());
         assert!(!rules.capabilities.is_empty());

@@ -13,13 +13,14 @@ use tokio::sync::oneshot;
 
 use crate::apparmor::AppArmor;
 use crate::config::{ContainerConfig, PodConfig, Profile, Resources};
-use crate::error::{DialError, ExecError, OpenError, PodError};
+use crate::error::{DialError, ExecError, OpenError, PodError, chain};
 use crate::events::Events;
 use crate::exec::Command;
 use crate::metrics::PodMetrics;
 use crate::outside::Cgroups;
 use crate::recover::{self, Services};
 use crate::registry::Inbox;
+use crate::selinux::{Policy, SelinuxError};
 use crate::stats::{Collector, ContainerStats, PodStats};
 use crate::task::{Message, Phase, PodTask, Reply};
 use crate::units::Units;
@@ -70,6 +71,13 @@ pub struct PodsConfig {
     pub passed_annotations: Vec<String>,
     /// Whether every user of a pod with a network of its own may bind ports below 1024 and send pings.
     pub unprivileged_ports: bool,
+    /// Whether containers may make cgroups in their own, on cgroup v2.
+    pub writable_cgroups: bool,
+    /// Whether device nodes are given to the user and the group that a request names, as it does for its
+    /// process.
+    pub device_owner: bool,
+    /// Whether containers get SELinux labels, on a machine where SELinux is on.
+    pub selinux: bool,
     /// Directories of files that describe CDI devices; a later one wins.
     pub cdi_dirs: Vec<PathBuf>,
     /// CRIU, a path or a name; `None`: containers are neither checkpointed nor restored.
@@ -98,6 +106,9 @@ impl Default for PodsConfig {
             image_volumes: true,
             passed_annotations: Vec::new(),
             unprivileged_ports: true,
+            writable_cgroups: false,
+            device_owner: false,
+            selinux: false,
             cdi_dirs: vec!["/etc/cdi".into(), "/var/run/cdi".into()],
             criu: None,
             host_resolv_conf: "/etc/resolv.conf".into(),
@@ -125,6 +136,16 @@ pub struct ExecOutput {
     pub stderr: Vec<u8>,
     /// Exit code; 128 plus the number of the signal that ended it.
     pub exit_code: i32,
+}
+
+/// A label that cannot be set, for whom asked for it.
+pub(crate) fn selinux_error(error: SelinuxError) -> PodError {
+    match &error {
+        SelinuxError::Unknown { .. } => {
+            PodError::invalid("linux.security_context.selinux_options", chain(&error))
+        }
+        _ => PodError::step("give an SELinux label", error),
+    }
 }
 
 fn driver(files: Hierarchy, config: &PodsConfig) -> Result<Arc<dyn Cgroups>, OpenError> {
@@ -175,6 +196,7 @@ impl Pods {
             images: Arc::new(images),
             snapshots: snapshotter,
             apparmor: AppArmor::host(),
+            selinux: Policy::host(config.selinux)?,
         };
         Self::with(config, services, facts).await
     }
@@ -203,9 +225,14 @@ impl Pods {
     }
 
     /// Makes and starts a pod. The same request again joins the one under way, or gets the pod it made.
-    pub async fn run_pod(&self, config: PodConfig) -> Result<PodId, PodError> {
+    pub async fn run_pod(&self, mut config: PodConfig) -> Result<PodId, PodError> {
         self.check_open()?;
         validate::pod(&config, self.world.facts)?;
+        let _level = self
+            .world
+            .selinux
+            .assign(&mut config)
+            .map_err(selinux_error)?;
         let id = PodId::random().map_err(|error| PodError::step("make an id", error))?;
         let name = config.metadata.clone();
         let mut task = None;

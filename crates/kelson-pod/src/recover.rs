@@ -28,6 +28,7 @@ use crate::outside::{Cgroups, ImageSource, PodNetwork, Shims};
 use crate::pods::PodsConfig;
 use crate::record::{ContainerPhase, ContainerRecord, PodPhase, PodRecord};
 use crate::registry::{Inbox, Registry};
+use crate::selinux::Policy;
 use crate::task::container::Container;
 use crate::task::{Phase, PodTask, Running, pod};
 use crate::validate::Facts;
@@ -46,6 +47,7 @@ pub(crate) struct Services {
     pub(crate) images: Arc<dyn ImageSource>,
     pub(crate) snapshots: Arc<dyn Snapshotter>,
     pub(crate) apparmor: AppArmor,
+    pub(crate) selinux: Policy,
 }
 
 /// Opens the state and recovers.
@@ -68,7 +70,7 @@ pub(crate) async fn open(
         source,
     })?;
     let world = Arc::new(World {
-        rules: machine::rules(&config),
+        rules: machine::rules(&config, facts.cgroup_v2),
         boot: machine::boot_id(),
         facts,
         store,
@@ -80,6 +82,7 @@ pub(crate) async fn open(
         snapshots: services.snapshots,
         filters: Filters::default(),
         apparmor: services.apparmor,
+        selinux: services.selinux,
         board: Board::default(),
         events: Announcer::new(),
         registry: Registry::default(),

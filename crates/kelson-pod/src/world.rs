@@ -21,6 +21,7 @@ use crate::journal::Journal;
 use crate::outside::{Cgroups, ImageSource, PodNetwork, Shims};
 use crate::pods::{CgroupDriver, PodsConfig, slice_of};
 use crate::registry::Registry;
+use crate::selinux::Policy;
 use crate::spec::NodeRules;
 use crate::spec::mounts::PodFiles;
 use crate::validate::Facts;
@@ -47,6 +48,7 @@ pub(crate) struct World {
     pub(crate) snapshots: Arc<dyn Snapshotter>,
     pub(crate) filters: Filters,
     pub(crate) apparmor: AppArmor,
+    pub(crate) selinux: Policy,
     pub(crate) board: Board,
     pub(crate) events: Announcer,
     pub(crate) registry: Registry,

@@ -24,6 +24,7 @@ impl Inner {
         guard: PodGuard,
     ) -> Result<Attachment, Error> {
         let ports = published(plan, pod);
+        warn_of_no_limits(conf, pod);
         let veth = veth_name(&pod.id);
         let (dir, recorded) = (plan.ipam.dir.clone(), ports.clone());
         let mode = Mode::Native {
@@ -61,6 +62,7 @@ impl Inner {
         guard: PodGuard,
     ) -> Result<Attachment, Error> {
         let programs = self.programs(conf, why)?;
+        warn_of_no_limits(conf, &pod);
         let netns = self.pinned(&pod.id);
         let (args, capabilities) = (external::args(&pod)?, external::capabilities(&pod));
         let mode = Mode::External {
@@ -107,6 +109,18 @@ impl Inner {
             native::loopback_up(namespace.as_fd())
         })
         .await
+    }
+}
+
+/// Traffic is limited by plugins that say they can; a network may have none.
+fn warn_of_no_limits(conf: &NetworkConf, pod: &Pod) {
+    let limited = conf.plugins.iter().any(|plugin| plugin.wants("bandwidth"));
+    if pod.bandwidth.is_some() && !limited {
+        tracing::warn!(
+            pod_id = pod.id,
+            network = conf.name,
+            "traffic not limited: the network has no plugin with the capability bandwidth"
+        );
     }
 }
 

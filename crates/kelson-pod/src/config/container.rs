@@ -77,7 +77,8 @@ pub struct Mount {
     pub readonly: bool,
     /// As `readonly`, for everything mounted beneath as well. Needs `readonly` and `Private`.
     pub recursive_read_only: bool,
-    /// Whether to give it the container's SELinux label; without SELinux on the machine there is none.
+    /// Whether to give it, and what is in it, the container's SELinux label; where SELinux is off there is
+    /// none. Directories that the whole machine depends on are refused.
     pub selinux_relabel: bool,
     /// Whether later mounts travel.
     pub propagation: Propagation,

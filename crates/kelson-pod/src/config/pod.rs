@@ -53,6 +53,8 @@ pub struct PodConfig {
     pub namespaces: PodNamespaces,
     /// Security.
     pub security: PodSecurity,
+    /// SELinux level of the pod's own; Kelson gives it, not the caller, and only where SELinux is on.
+    pub selinux_level: String,
     /// What the pod needs beside its containers; kept and told to VM runtimes.
     pub overhead: Option<Resources>,
     /// The sum of what its containers need; kept and told to VM runtimes.

@@ -43,7 +43,8 @@ pub enum Profile {
     Localhost(String),
 }
 
-/// An SELinux label. Empty in all parts: none asked for.
+/// An SELinux label. Parts that are empty are the pod's, or the policy's for containers. Where SELinux is off
+/// labels have no subject and are only kept, as with the field's runtimes.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Selinux {
@@ -70,7 +71,8 @@ impl Selinux {
 /// Security of a pod.
 ///
 /// The CRI's sandbox also has a user, groups, a read-only root and a seccomp profile: those describe its
-/// pause process. A Kelson pod has none, so they have no subject and are only kept to be given back.
+/// pause process. A Kelson pod has none, so they have no subject: the first are kept to be given back, the
+/// groups and the read-only root are not.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct PodSecurity {
@@ -96,8 +98,8 @@ pub struct Capabilities {
     pub add: Vec<String>,
     /// To drop; wins over `add` except where `add` names a capability and `drop` says `ALL`.
     pub drop: Vec<String>,
-    /// Ambient ones: accepted and not granted, as the field's runtimes do, because a user other than root
-    /// would silently gain power.
+    /// Of those that the container has, the ones that a user other than root has too, also after it
+    /// executes another program.
     pub add_ambient: Vec<String>,
 }
 

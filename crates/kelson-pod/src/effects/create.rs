@@ -21,6 +21,7 @@ use crate::janitor::{self, Debt};
 use crate::outside::ImageFacts;
 use crate::record::{ContainerPhase, ContainerRecord, Restored, SpecRecord};
 use crate::restore::Checkpoint;
+use crate::selinux::{Labels, Scope, relabel};
 use crate::spec::devices::{self, Node};
 use crate::spec::mounts::Bind;
 use crate::spec::{self, process};
@@ -107,10 +108,14 @@ fn make(world: &Arc<World>, request: &Request) -> Result<(Batch, Resolved), PodE
             bind.gids.clone_from(&user.gids);
         }
     }
-    let devices = find_devices(config)?;
+    let mut devices = find_devices(config)?;
+    if world.config.device_owner && !config.security.privileged {
+        devices::give(&mut devices, &config.security);
+    }
     let log = log(&request.pod_config, config)?;
     let seccomp = security::seccomp(world, config)?;
     let apparmor = security::apparmor(world, config)?;
+    let labels = security::labels(world, &request.pod_config, config)?;
     drop(preparing);
     let building = debug_span!("build the spec").entered();
     let (parent, _) = world.pod_cgroup(&request.pod, &request.pod_config);
@@ -133,6 +138,7 @@ fn make(world: &Arc<World>, request: &Request) -> Result<(Batch, Resolved), PodE
         node: &world.rules,
         cgroup: &cgroup,
         apparmor: apparmor.as_deref(),
+        labels: labels.as_ref(),
     });
     security::inject_devices(world, config, &mut spec)?;
     let resolved = Resolved {
@@ -156,9 +162,16 @@ fn make(world: &Arc<World>, request: &Request) -> Result<(Batch, Resolved), PodE
         changes: None,
     };
     drop(building);
+    if let Some(labels) = &labels {
+        security::relabel(config, &binds, labels)?;
+    }
     let _stage = debug_span!("make the writable directory").entered();
     let users = request.pod_config.namespaces.own_users();
     let restored = prepare(world, request.id, &image.chain, extras, (checkpoint, users))?;
+    if let Some(labels) = &labels {
+        let copies = binds.iter().rev().take(declared.len());
+        label_copies(copies, labels).inspect_err(|_| drop_files(world, request.id))?;
+    }
     let record = SpecRecord {
         spec,
         seccomp,
@@ -169,6 +182,15 @@ fn make(world: &Arc<World>, request: &Request) -> Result<(Batch, Resolved), PodE
         drop_files(world, request.id);
     })?;
     Ok((batch, resolved))
+}
+
+/// Gives the copies of the image's volumes the label of the container's files.
+fn label_copies<'a>(
+    mut copies: impl Iterator<Item = &'a Bind>,
+    labels: &Labels,
+) -> Result<(), PodError> {
+    let labelled = copies.try_for_each(|copy| relabel(&copy.source, &labels.files, Scope::Tree));
+    labelled.map_err(|error| PodError::step("label the volumes of the image", error))
 }
 
 /// Makes the writable directories, of a checkpoint if there is one.

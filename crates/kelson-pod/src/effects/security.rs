@@ -5,10 +5,13 @@ use std::sync::Arc;
 use oci_spec::runtime::Spec;
 
 use crate::apparmor::ApparmorError;
-use crate::config::{ContainerConfig, Profile};
+use crate::config::{ContainerConfig, PodConfig, Profile};
 use crate::error::{Mistake, Mistakes, PodError, chain};
 use crate::filters::{self, FilterError};
+use crate::pods::selinux_error;
 use crate::record::Seccomp;
+use crate::selinux::{self, Labels, Scope};
+use crate::spec::mounts::Bind;
 use crate::world::World;
 
 /// The seccomp filter, compiled when it is a file's.
@@ -53,6 +56,50 @@ pub(super) fn apparmor(
         }
         _ => PodError::step("use the AppArmor profile", error),
     })
+}
+
+/// The SELinux labels.
+pub(super) fn labels(
+    world: &World,
+    pod: &PodConfig,
+    config: &ContainerConfig,
+) -> Result<Option<Labels>, PodError> {
+    let labels = world.selinux.labels(pod, &config.security);
+    labels.map_err(selinux_error)
+}
+
+/// Gives volumes the label of the container's files where that is asked for. `binds` begins with the mounts of
+/// the request.
+pub(super) fn relabel(
+    config: &ContainerConfig,
+    binds: &[Bind],
+    labels: &Labels,
+) -> Result<(), PodError> {
+    let wanted = || {
+        let mounts = config.mounts.iter().zip(binds).enumerate();
+        mounts.filter(|(_, (mount, bind))| {
+            labels.relabels && mount.selinux_relabel && bind.image.is_none()
+        })
+    };
+    let mistakes: Vec<Mistake> = wanted()
+        .filter(|(_, (_, bind))| selinux::is_protected(&bind.source))
+        .map(|(n, (_, bind))| Mistake {
+            field: format!("mounts[{n}].selinux_relabel"),
+            problem: format!(
+                "the machine depends on the label of {}; mount a directory in it instead",
+                bind.source.display()
+            ),
+            unsupported: false,
+        })
+        .collect();
+    if !mistakes.is_empty() {
+        return Err(PodError::Invalid(Mistakes(mistakes)));
+    }
+    for (_, (_, bind)) in wanted() {
+        let labelled = selinux::relabel(&bind.source, &labels.files, Scope::Tree);
+        labelled.map_err(|error| PodError::step("label a volume", error))?;
+    }
+    Ok(())
 }
 
 /// Adds what devices by CDI name need.

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use kelson_network::{Netns, Pod as NetworkPod};
@@ -13,6 +14,7 @@ use kelson_store::Batch;
 use tracing::{Instrument as _, debug_span};
 
 use super::down;
+use crate::bandwidth;
 use crate::config::{IdMapping, NETWORK_FALLBACK, NamespaceMode, PodConfig, Protocol};
 use crate::error::{ErrorKind, PodError};
 use crate::files;
@@ -118,6 +120,17 @@ async fn make(world: &Arc<World>, id: &PodId, config: &Arc<PodConfig>) -> Result
     let hosts = &world.config.host_hosts;
     files::write_hosts(&files, config, &name, &ips, hosts)
         .map_err(|error| PodError::step("write the pod's hosts file", error))?;
+    if let Some(label) = world.selinux.of_pod_files(config) {
+        let all = [
+            &files.resolv_conf,
+            &files.hosts,
+            &files.hostname,
+            &files.shm,
+        ];
+        let all = all.map(PathBuf::as_path);
+        let labelled = world.selinux.set(&all, &label);
+        labelled.map_err(|error| PodError::step("label the pod's files", error))?;
+    }
     Ok(Up {
         ips,
         ready: forked.ready,
@@ -289,6 +302,8 @@ fn network_pod(id: &PodId, config: &PodConfig, shim: u32) -> NetworkPod {
     pod.uid.clone_from(&metadata.uid);
     pod.ports = ports.collect();
     pod.annotations.clone_from(&config.annotations);
+    // Validation has seen to it that they make sense.
+    pod.bandwidth = bandwidth::of(&config.annotations).unwrap_or_default();
     pod.fallback = config
         .annotations
         .get(NETWORK_FALLBACK)

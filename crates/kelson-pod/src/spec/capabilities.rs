@@ -134,6 +134,23 @@ pub(crate) fn granted(
     granted
 }
 
+/// Those of the granted capabilities that are to be ambient.
+pub(crate) fn ambient(wanted: &Capabilities, granted: &HashSet<Capability>) -> HashSet<Capability> {
+    if wanted.add_ambient.iter().any(|name| is_all(name)) {
+        return granted.clone();
+    }
+    let named = wanted.add_ambient.iter().filter_map(|name| parse(name));
+    named.filter(|one| granted.contains(one)).collect()
+}
+
+/// The names of capabilities that are to be ambient and that the container is not to have.
+pub(crate) fn not_granted(privileged: bool, wanted: &Capabilities) -> Vec<&str> {
+    let granted = granted(privileged, wanted, &from_mask(u64::MAX));
+    let lacks = |name: &&str| parse(name).is_some_and(|one| !granted.contains(&one));
+    let names = wanted.add_ambient.iter().map(String::as_str);
+    names.filter(lacks).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -200,6 +217,21 @@ mod tests {
         assert!(!granted(false, &wanted(&[], &[]), &available).contains(&Capability::Mknod));
         assert!(!granted(false, &wanted(&["ALL"], &[]), &available).contains(&Capability::Mknod));
         assert!(granted(false, &wanted(&["MKNOD"], &[]), &available).contains(&Capability::Mknod));
+    }
+
+    #[test]
+    fn ambient_ones_are_among_those_granted() {
+        let mut asked = wanted(&["NET_ADMIN"], &["KILL"]);
+        let all = granted(false, &asked, &everything());
+        assert!(ambient(&asked, &all).is_empty() && not_granted(false, &asked).is_empty());
+        asked.add_ambient = ["net_admin", "KILL", "SYS_TIME"].map(str::to_owned).into();
+        let expected = HashSet::from([Capability::NetAdmin]);
+        assert_eq!(ambient(&asked, &all), expected);
+        assert_eq!(not_granted(false, &asked), ["KILL", "SYS_TIME"]);
+        assert!(not_granted(true, &asked).is_empty());
+        asked.add_ambient = vec!["ALL".to_owned()];
+        assert_eq!(ambient(&asked, &all), all);
+        assert!(not_granted(false, &asked).is_empty());
     }
 
     #[test]

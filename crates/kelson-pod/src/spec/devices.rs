@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{LinuxDevice, LinuxDeviceType};
 
-use crate::config::Device;
+use crate::config::{ContainerSecurity, Device};
 
 /// Most device nodes of a container.
 pub(crate) const MAX_DEVICES: usize = 16384;
@@ -90,6 +90,18 @@ pub(crate) fn asked(device: &Device, nodes: &mut Vec<Node>) -> Result<(), Device
         None => Err(DeviceError::NotADevice {
             path: host.to_owned(),
         }),
+    }
+}
+
+/// Gives nodes to the user and the group that the request names by their numbers.
+pub(crate) fn give(nodes: &mut [Node], security: &ContainerSecurity) {
+    let id = |given: Option<i64>, known: u32| {
+        let given = given.and_then(|id| u32::try_from(id).ok());
+        given.unwrap_or(known)
+    };
+    for node in nodes {
+        node.uid = id(security.run_as_user, node.uid);
+        node.gid = id(security.run_as_group, node.gid);
     }
 }
 
@@ -184,6 +196,19 @@ mod tests {
         );
         asked(&device("/dev/zero", ""), &mut nodes).unwrap();
         assert_eq!(nodes[1].access, "rwm");
+    }
+
+    #[test]
+    fn nodes_can_be_given_to_who_is_named() {
+        let mut nodes = Vec::new();
+        asked(&device("/dev/null", "r"), &mut nodes).unwrap();
+        let mut security = ContainerSecurity::default();
+        give(&mut nodes, &security);
+        assert_eq!((nodes[0].uid, nodes[0].gid), (0, 0));
+        security.run_as_user = Some(1000);
+        security.run_as_group = Some(7);
+        give(&mut nodes, &security);
+        assert_eq!((nodes[0].uid, nodes[0].gid), (1000, 7));
     }
 
     #[test]

@@ -17,6 +17,7 @@ use oci_spec::runtime::{
 
 use crate::PodId;
 use crate::config::{ContainerConfig, NamespaceMode, PodConfig, Resources};
+use crate::selinux::Labels;
 use crate::view::User;
 
 use devices::Node;
@@ -37,6 +38,8 @@ pub(crate) struct NodeRules {
     pub(crate) least_oom_score: Option<i32>,
     /// Annotations of pods and containers that are passed on; `*` at the end stands for any rest.
     pub(crate) passed_annotations: Vec<String>,
+    /// Whether containers may make cgroups in their own.
+    pub(crate) writable_cgroups: bool,
     /// What the daemon itself can grant.
     pub(crate) capabilities: HashSet<Capability>,
 }
@@ -61,6 +64,8 @@ pub(crate) struct Request<'a> {
     pub(crate) cgroup: &'a str,
     /// The AppArmor profile.
     pub(crate) apparmor: Option<&'a str>,
+    /// The SELinux labels.
+    pub(crate) labels: Option<&'a Labels>,
 }
 
 /// The capabilities of the container.
@@ -91,6 +96,7 @@ pub(crate) fn build(request: &Request<'_>) -> Spec {
             request.binds,
             &mounts::Rules {
                 privileged: security.privileged,
+                writable_cgroup: request.node.writable_cgroups,
                 readonly_root: security.readonly_rootfs,
                 user: request.pod.namespaces.own_users(),
                 host_network: request.pod.namespaces.network == NamespaceMode::Node,
@@ -105,13 +111,14 @@ pub(crate) fn build(request: &Request<'_>) -> Spec {
 fn process(request: &Request<'_>) -> Process {
     let config = request.config;
     let granted = granted(config, request.node);
+    let ambient = capabilities::ambient(&config.security.capabilities, &granted);
     let mut capabilities = LinuxCapabilities::default();
     capabilities
         .set_bounding(Some(granted.clone()))
         .set_effective(Some(granted.clone()))
         .set_permitted(Some(granted))
-        .set_inheritable(Some(HashSet::new()))
-        .set_ambient(Some(HashSet::new()));
+        .set_inheritable(Some(ambient.clone()))
+        .set_ambient(Some(ambient));
     let mut user = SpecUser::default();
     user.set_uid(request.user.uid)
         .set_gid(request.user.gid)
@@ -134,7 +141,7 @@ fn process(request: &Request<'_>) -> Process {
         .set_no_new_privileges(Some(config.security.no_new_privs))
         .set_oom_score_adj(Some(oom_score(&config.resources, request.node)))
         .set_apparmor_profile(request.apparmor.map(str::to_owned))
-        .set_selinux_label(None);
+        .set_selinux_label(request.labels.and_then(|labels| labels.process.clone()));
     process
 }
 
@@ -179,6 +186,7 @@ fn linux(request: &Request<'_>) -> Linux {
         .set_gid_mappings(users.map(|user| mounts::mappings(&user.gids)))
         .set_devices(Some(nodes).filter(|list| !list.is_empty()))
         .set_seccomp(None)
+        .set_mount_label(request.labels.map(|labels| labels.files.clone()))
         .set_rootfs_propagation(mounts::root_propagation(request.binds).map(str::to_owned))
         .set_masked_paths(paths(&config.security.masked_paths))
         .set_readonly_paths(paths(&config.security.readonly_paths));

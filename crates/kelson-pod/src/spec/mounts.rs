@@ -29,6 +29,8 @@ pub(crate) struct Bind {
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Rules<'a> {
     pub(crate) privileged: bool,
+    /// Whether the container may make cgroups in its own.
+    pub(crate) writable_cgroup: bool,
     pub(crate) readonly_root: bool,
     /// The pod's own user namespace.
     pub(crate) user: Option<&'a UserNamespace>,
@@ -141,6 +143,7 @@ pub(crate) fn root_propagation(binds: &[Bind]) -> Option<&'static str> {
 
 fn defaults(files: &PodFiles, rules: &Rules<'_>) -> Vec<SpecMount> {
     let kernel = if rules.privileged { "rw" } else { "ro" };
+    let cgroup = if rules.writable_cgroup { "rw" } else { kernel };
     let file = if rules.readonly_root { "ro" } else { "rw" };
     let mut devpts = vec![
         "nosuid",
@@ -193,7 +196,7 @@ fn defaults(files: &PodFiles, rules: &Rules<'_>) -> Vec<SpecMount> {
             "/sys/fs/cgroup",
             "cgroup",
             "cgroup",
-            &["nosuid", "noexec", "nodev", "relatime", kernel],
+            &["nosuid", "noexec", "nodev", "relatime", cgroup],
         ),
         mount(
             "/dev/shm",
@@ -357,6 +360,17 @@ mod tests {
         assert!(options(&mounts, "/sys").contains(&"rw".to_owned()));
         assert!(options(&mounts, "/sys/fs/cgroup").contains(&"rw".to_owned()));
         assert!(options(&mounts, "/etc/hosts").contains(&"ro".to_owned()));
+    }
+
+    #[test]
+    fn a_cgroup_can_be_writable_alone() {
+        let rules = Rules {
+            writable_cgroup: true,
+            ..Rules::default()
+        };
+        let mounts = all(&files(), &[], &rules);
+        assert!(options(&mounts, "/sys").contains(&"ro".to_owned()));
+        assert!(options(&mounts, "/sys/fs/cgroup").contains(&"rw".to_owned()));
     }
 
     #[test]

@@ -10,6 +10,7 @@ struct Setup {
     node: NodeRules,
     pid_init: Option<u32>,
     devices: Vec<Node>,
+    labels: Option<Labels>,
 }
 
 impl Setup {
@@ -36,6 +37,7 @@ impl Setup {
             },
             pid_init: Some(42),
             devices: Vec::new(),
+            labels: None,
         }
     }
 
@@ -65,6 +67,7 @@ impl Setup {
             devices: &self.devices,
             node: &self.node,
             apparmor: None,
+            labels: self.labels.as_ref(),
             cgroup: "/kubepods/x/b",
         })
     }
@@ -233,4 +236,33 @@ fn the_specification_survives_json() {
     let spec = Setup::new().build();
     let json = serde_json::to_string(&spec).unwrap();
     assert_eq!(serde_json::from_str::<Spec>(&json).unwrap(), spec);
+}
+
+#[test]
+fn labels_are_the_processes_and_the_mounts() {
+    let mut setup = Setup::new();
+    assert_eq!(process_of(&setup.build()).selinux_label(), &None);
+    setup.labels = Some(Labels {
+        process: Some("u:r:t:s0:c1,c2".into()),
+        files: "u:r:f:s0:c1,c2".into(),
+        relabels: true,
+    });
+    let spec = setup.build();
+    let process = process_of(&spec).selinux_label();
+    assert_eq!(process.as_deref(), Some("u:r:t:s0:c1,c2"));
+    assert_eq!(
+        linux_of(&spec).mount_label().as_deref(),
+        Some("u:r:f:s0:c1,c2")
+    );
+}
+
+#[test]
+fn ambient_capabilities_are_inheritable() {
+    let mut setup = Setup::new();
+    setup.config.security.capabilities.add_ambient = vec!["NET_BIND_SERVICE".into()];
+    let spec = setup.build();
+    let capabilities = process_of(&spec).capabilities().as_ref().unwrap();
+    let expected = Some(HashSet::from([Capability::NetBindService]));
+    assert_eq!(capabilities.ambient(), &expected);
+    assert_eq!(capabilities.inheritable(), &expected);
 }

@@ -50,6 +50,7 @@ use crate::error::PodError;
 use crate::events::{Event, EventKind};
 use crate::outside::{Found, Shim};
 use crate::registry::{Inbox, Messages};
+use crate::selinux::Held;
 use crate::view::{Exited, Pod, PodState, Resolved};
 use crate::world::{World, now};
 
@@ -201,6 +202,8 @@ pub(crate) struct PodTask {
     removes: Vec<Reply<()>>,
     remove_wanted: bool,
     inbox: Inbox,
+    /// Its SELinux level is its own until it is gone.
+    _level: Option<Held>,
 }
 
 impl PodTask {
@@ -214,6 +217,7 @@ impl PodTask {
         inbox: Inbox,
     ) -> Self {
         Self {
+            _level: world.selinux.hold(&config),
             world,
             id,
             config,

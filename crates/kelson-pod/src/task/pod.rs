@@ -287,11 +287,13 @@ impl PodTask {
     }
 }
 
-/// Whether a request is for the pod with this configuration, whose resources may have been updated since.
+/// Whether a request is for the pod with this configuration, whose resources may have been updated since, and
+/// which has an SELinux level.
 fn same_request(asked: &PodConfig, known: &PodConfig) -> bool {
     let asked_now = PodConfig {
         overhead: known.overhead.clone(),
         resources: known.resources.clone(),
+        selinux_level: known.selinux_level.clone(),
         ..asked.clone()
     };
     asked_now == *known

@@ -15,6 +15,7 @@ use kelson_snapshot::Overlayfs;
 use crate::apparmor::AppArmor;
 use crate::config::{ContainerConfig, ImageSpec, NamespaceMode, PodConfig, PodMetadata};
 use crate::recover::Services;
+use crate::selinux::Policy;
 use crate::validate::Facts;
 use crate::view::{Container, ContainerState, Exited};
 use crate::{ContainerId, Event, Events, PodId, Pods, PodsConfig, Received};
@@ -127,11 +128,11 @@ async fn open(dir: PathBuf, machine: &Machine) -> Pods {
         images: machine.clone(),
         snapshots: Arc::new(snapshots.clone()),
         apparmor: AppArmor::none(),
+        selinux: Policy::off(),
     };
     let facts = Facts {
         user_namespaces: Ok(()),
         cgroup_v2: false,
-        selinux: false,
         driver: machine.things().driver,
     };
     for _ in 0..500 {

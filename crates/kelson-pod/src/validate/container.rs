@@ -1,6 +1,6 @@
 //! The rules for a container, given its pod.
 
-use super::{Checker, Facts, plain_component, users};
+use super::{Checker, Facts, annotations, plain_component, users};
 use crate::config::{
     ContainerConfig, ContainerSecurity, ImageSpec, Mount, NamespaceMode, PodConfig, Propagation,
 };
@@ -28,7 +28,9 @@ pub(crate) fn container(
         "image.image",
         "must not be empty",
     );
+    checker.handler("image.runtime_handler", &config.image.runtime_handler);
     checker.labels(&config.labels, &config.annotations);
+    annotations::check(&mut checker, &config.annotations);
     if !config.working_dir.is_empty() {
         checker.absolute("working_dir", &config.working_dir);
     }
@@ -47,7 +49,7 @@ pub(crate) fn container(
         checker.wrong("mounts", format!("has more than {MAX_MOUNTS} entries"));
     }
     for (n, mount) in config.mounts.iter().enumerate() {
-        check_mount(&mut checker, &format!("mounts[{n}]"), mount, facts);
+        check_mount(&mut checker, &format!("mounts[{n}]"), mount);
     }
     for (n, device) in config.devices.iter().enumerate() {
         let field = |name: &str| format!("devices[{n}].{name}");
@@ -134,7 +136,7 @@ fn process(checker: &mut Checker, config: &ContainerConfig) {
     }
 }
 
-fn check_mount(checker: &mut Checker, field: &str, mount: &Mount, facts: Facts) {
+fn check_mount(checker: &mut Checker, field: &str, mount: &Mount) {
     let at = |name: &str| format!("{field}.{name}");
     let target = mount.container_path.as_str();
     if target.trim_matches('/').is_empty() || target.contains('\0') {
@@ -159,9 +161,6 @@ fn check_mount(checker: &mut Checker, field: &str, mount: &Mount, facts: Facts) 
             "needs PROPAGATION_PRIVATE",
         );
     }
-    if mount.selinux_relabel && facts.selinux {
-        checker.unsupported(at("selinux_relabel"), "SELinux labels cannot be set");
-    }
 }
 
 fn image_volume(checker: &mut Checker, field: &str, mount: &Mount, image: &ImageSpec) {
@@ -176,6 +175,7 @@ fn image_volume(checker: &mut Checker, field: &str, mount: &Mount, image: &Image
         &at("host_path"),
         "cannot be given together with an image",
     );
+    checker.handler(&at("image.runtime_handler"), &image.runtime_handler);
     let sub_path = mount.image_sub_path.as_str();
     let plain = sub_path
         .trim_end_matches('/')
@@ -264,6 +264,13 @@ fn security(checker: &mut Checker, wanted: &ContainerSecurity, pod: &PodConfig) 
                 format!("there is no capability {capability:?}"),
             );
         }
+    }
+    let withheld = capabilities::not_granted(wanted.privileged, &wanted.capabilities);
+    for capability in withheld {
+        checker.wrong(
+            at("capabilities.add_ambient_capabilities"),
+            format!("{capability:?} is not among the container's capabilities; add it to add_capabilities"),
+        );
     }
     checker.profiles(wanted.seccomp.as_ref(), &wanted.selinux);
 }

@@ -3,6 +3,7 @@
 //! Nothing here touches the machine: what must be known of it comes in as [`Facts`]. A field that Kelson
 //! has no effect for is a mistake that names it, never silence.
 
+mod annotations;
 mod container;
 mod pod;
 mod users;
@@ -36,8 +37,6 @@ pub(crate) struct Facts {
     pub(crate) cgroup_v2: bool,
     /// Who makes cgroups, which decides what a parent looks like.
     pub(crate) driver: CgroupDriver,
-    /// Whether SELinux is on.
-    pub(crate) selinux: bool,
     /// Whether pods can have user namespaces, or why not.
     pub(crate) user_namespaces: Result<(), NoUserNamespaces>,
 }
@@ -100,6 +99,15 @@ impl Checker {
         }
     }
 
+    fn handler(&mut self, field: &str, name: &str) {
+        if !is_handler(name) {
+            self.wrong(
+                field,
+                format!("there is no handler {name:?}; leave it empty"),
+            );
+        }
+    }
+
     fn labels(
         &mut self,
         labels: &BTreeMap<String, String>,
@@ -140,11 +148,30 @@ impl Checker {
         if let Some(Profile::Localhost(path)) = seccomp {
             self.absolute(&format!("{CONTEXT}.seccomp.localhost_ref"), path);
         }
-        if !selinux.is_empty() {
-            self.unsupported(
-                format!("{CONTEXT}.selinux_options"),
-                "SELinux labels cannot be set",
-            );
+        let Selinux {
+            user,
+            role,
+            kind,
+            level,
+        } = selinux;
+        let words = [
+            ("user", user),
+            ("role", role),
+            ("type", kind),
+            ("level", level),
+        ];
+        for (name, value) in words {
+            let word = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.');
+            let in_level = |c: char| name == "level" && matches!(c, ':' | ',');
+            if !value.chars().all(|c| word(c) || in_level(c)) {
+                self.wrong(
+                    format!("{CONTEXT}.selinux_options.{name}"),
+                    format!(
+                        "{:?} is not part of a label",
+                        value.chars().take(80).collect::<String>()
+                    ),
+                );
+            }
         }
     }
 
@@ -215,6 +242,11 @@ impl Checker {
             self.unsupported(format!("{field}.unified"), "this machine has cgroup v1");
         }
     }
+}
+
+/// Whether there is a runtime handler of this name; the default one has none.
+pub fn is_handler(name: &str) -> bool {
+    matches!(name, "" | "native")
 }
 
 /// A part of a path that is neither empty nor `.` nor `..`.

@@ -2,10 +2,10 @@
 
 use std::net::IpAddr;
 
-use super::{Checker, Facts, plain_component, users};
-use crate::CgroupDriver;
+use super::{Checker, Facts, annotations, plain_component, users};
 use crate::config::{Dns, NamespaceMode, PodConfig, PodNamespaces};
 use crate::error::PodError;
+use crate::{CgroupDriver, bandwidth};
 
 /// Longest host name that the kernel takes.
 const MAX_HOSTNAME: usize = 64;
@@ -17,9 +17,6 @@ const MAX_DNS_ENTRIES: usize = 64;
 const MAX_PORTS: usize = 4096;
 /// Longest value of a kernel parameter: a page.
 const MAX_SYSCTL: usize = 4096;
-/// Names of the native handler.
-const HANDLERS: &[&str] = &["", "native"];
-
 /// Checks all fields.
 pub(crate) fn pod(config: &PodConfig, facts: Facts) -> Result<(), PodError> {
     let mut checker = Checker::default();
@@ -27,16 +24,15 @@ pub(crate) fn pod(config: &PodConfig, facts: Facts) -> Result<(), PodError> {
     checker.name("metadata.namespace", &config.metadata.namespace);
     checker.name("metadata.uid", &config.metadata.uid);
     checker.labels(&config.labels, &config.annotations);
-    if !HANDLERS.contains(&config.runtime_handler.as_str()) {
+    checker.handler("runtime_handler", &config.runtime_handler);
+    annotations::check(&mut checker, &config.annotations);
+    for key in bandwidth::of(&config.annotations).err().unwrap_or_default() {
         checker.wrong(
-            "runtime_handler",
-            format!(
-                "there is no handler {:?}; leave it empty",
-                config.runtime_handler
-            ),
+            format!("annotations[{key}]"),
+            "is not a number of bits per second from 1k to 1P, such as 10M",
         );
     }
-    hostname(&mut checker, &config.hostname);
+    hostname(&mut checker, config);
     if !config.log_directory.is_empty() {
         checker.absolute("log_directory", &config.log_directory);
         let climbs = config.log_directory.split('/').any(|part| part == "..");
@@ -77,7 +73,14 @@ pub(crate) fn pod(config: &PodConfig, facts: Facts) -> Result<(), PodError> {
     checker.finish()
 }
 
-fn hostname(checker: &mut Checker, name: &str) {
+fn hostname(checker: &mut Checker, config: &PodConfig) {
+    let name = config.hostname.as_str();
+    if !name.is_empty() && config.namespaces.network == NamespaceMode::Node {
+        checker.wrong(
+            "hostname",
+            "must be empty on the host's network, which comes with the host's name",
+        );
+    }
     if name.len() > MAX_HOSTNAME {
         checker.wrong("hostname", format!("is longer than {MAX_HOSTNAME} bytes"));
     }
@@ -135,6 +138,13 @@ fn ports(checker: &mut Checker, config: &PodConfig) {
             checker.wrong(
                 field("container_port"),
                 format!("{} is not a port", port.container_port),
+            );
+        }
+        let elsewhere = port.host_port != 0 && port.host_port != port.container_port;
+        if elsewhere && config.namespaces.network == NamespaceMode::Node {
+            checker.wrong(
+                field("host_port"),
+                "must be container_port or 0 on the host's network, where nothing is forwarded",
             );
         }
         if !port.host_ip.is_empty() && port.host_ip.parse::<IpAddr>().is_err() {

@@ -11,7 +11,6 @@ use crate::error::ErrorKind;
 const FACTS: Facts = Facts {
     user_namespaces: Ok(()),
     cgroup_v2: false,
-    selinux: false,
     driver: CgroupDriver::Cgroupfs,
 };
 
@@ -152,13 +151,16 @@ fn pods_that_are_wrong() {
             ["linux.cgroup_parent"]
         );
     }
-    let selinux = Selinux {
-        level: "s0".into(),
+    // Where SELinux is off labels have no subject.
+    let selinux = |kind: &str| Selinux {
+        kind: kind.into(),
+        level: "s0-s1:c0.c5,c7".into(),
         ..Selinux::default()
     };
+    assert!(pod_fields(|c| c.security.selinux = selinux("spc_t")).is_empty());
     assert_eq!(
-        pod_fields(|c| c.security.selinux = selinux),
-        ["linux.security_context.selinux_options"]
+        pod_fields(|c| c.security.selinux = selinux("a:b")),
+        ["linux.security_context.selinux_options.type"]
     );
     assert_eq!(
         pod_fields(|c| c.security.run_as_group = Some(5)),
@@ -193,8 +195,11 @@ fn sysctls_must_belong_to_the_pod() {
     assert_eq!(with("net.core.somaxconn", " 1", |_| ()).len(), 1);
     assert_eq!(with("net.core.somaxconn", "1\n2", |_| ()).len(), 1);
     assert_eq!(
-        with("net.core.somaxconn", "1", |c| c.namespaces.network =
-            NamespaceMode::Node)
+        with("net.core.somaxconn", "1", |c| {
+            c.namespaces.network = NamespaceMode::Node;
+            c.hostname.clear();
+            c.ports.clear();
+        })
         .len(),
         1
     );
@@ -500,9 +505,69 @@ fn security_of_containers_that_is_wrong() {
         at("capabilities.add_capabilities")
     );
     assert_eq!(
+        container_fields(|c| c.security.capabilities.add_ambient = vec!["SYS_ADMIN".into()]),
+        at("capabilities.add_ambient_capabilities")
+    );
+    assert_eq!(
+        container_fields(|c| c.image.runtime_handler = "kata".into()),
+        ["image.runtime_handler"]
+    );
+    assert_eq!(
         container_fields(|c| c.security.seccomp = Some(Profile::Localhost("rel.json".into()))),
         at("seccomp.localhost_ref")
     );
+}
+
+#[test]
+fn what_other_runtimes_do_by_annotation_is_refused() {
+    for (key, value) in [
+        ("io.kubernetes.cri.untrusted-workload", "true"),
+        ("io.kubernetes.cri.blockio-class", "slow"),
+        ("blockio.resources.beta.kubernetes.io/container.web", "slow"),
+        ("io.kubernetes.cri.rdt-class", "gold"),
+        ("rdt.resources.beta.kubernetes.io/pod", "gold"),
+    ] {
+        let field = [format!("annotations[{key}]")];
+        let annotations = std::collections::BTreeMap::from([(key.into(), value.into())]);
+        let of_pod = annotations.clone();
+        assert_eq!(pod_fields(|c| c.annotations = of_pod), field);
+        assert_eq!(container_fields(|c| c.annotations = annotations), field);
+    }
+    let right = [
+        ("io.kubernetes.cri.untrusted-workload", "false"),
+        ("example.com/rdt.resources.beta.kubernetes.io", "gold"),
+        ("kubernetes.io/ingress-bandwidth", "10M"),
+    ];
+    let right = right.map(|(key, value)| (key.to_owned(), value.to_owned()));
+    assert!(pod_fields(|c| c.annotations = right.into()).is_empty());
+    let fast = [(
+        "kubernetes.io/egress-bandwidth".to_owned(),
+        "fast".to_owned(),
+    )];
+    assert_eq!(
+        pod_fields(|c| c.annotations = fast.into()),
+        ["annotations[kubernetes.io/egress-bandwidth]"]
+    );
+}
+
+#[test]
+fn the_hosts_network_comes_with_its_name_and_ports() {
+    let on_host = |change: fn(&mut PodConfig)| {
+        pod_fields(|c| {
+            c.namespaces.network = NamespaceMode::Node;
+            c.sysctls.clear();
+            c.hostname.clear();
+            c.ports[0].host_port = c.ports[0].container_port;
+            change(c);
+        })
+    };
+    assert!(on_host(|_| {}).is_empty());
+    assert!(on_host(|c| c.ports[0].host_port = 0).is_empty());
+    assert_eq!(
+        on_host(|c| c.ports[0].host_port = 8080),
+        ["port_mappings[0].host_port"]
+    );
+    assert_eq!(on_host(|c| c.hostname = "web".into()), ["hostname"]);
 }
 
 #[test]

@@ -32,9 +32,15 @@ fn to_cri(image: &Image) -> v1::Image {
     }
 }
 
-/// The name in a request's image; that there is none is an error.
+/// The name in a request's image; that there is none, or no such handler, is an error.
 fn name(image: Option<v1::ImageSpec>) -> Result<String, VerbError> {
     match image {
+        Some(spec) if !kelson_pod::is_handler(&spec.runtime_handler) => {
+            Err(VerbError::invalid(format!(
+                "image.runtime_handler: there is no handler {:?}; leave it empty",
+                spec.runtime_handler
+            )))
+        }
         Some(spec) if !spec.image.is_empty() => Ok(spec.image),
         _ => Err(VerbError::invalid("image.image is empty")),
     }

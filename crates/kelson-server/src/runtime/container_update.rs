@@ -7,7 +7,6 @@ use crate::error::VerbError;
 use crate::translate::resources;
 
 impl Server {
-    /// `annotations` are for extensions of a runtime, of which Kelson has none: they are not looked at.
     pub(super) async fn container_update(
         &self,
         request: v1::UpdateContainerResourcesRequest,
@@ -15,6 +14,12 @@ impl Server {
         let (_, container) = self.container(&request.container_id)?;
         if request.windows.is_some() {
             return Err(VerbError::invalid("windows is set, but this is Linux"));
+        }
+        // They are for extensions of a runtime, of which Kelson has none.
+        if let Some(key) = request.annotations.keys().next() {
+            return Err(VerbError::invalid(format!(
+                "annotations[{key}]: an update of resources knows no annotations"
+            )));
         }
         let linux = request
             .linux

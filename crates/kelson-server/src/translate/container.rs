@@ -4,13 +4,12 @@ use std::collections::BTreeMap;
 
 use kelson_cri::v1;
 use kelson_pod::config::{
-    Capabilities, ContainerConfig, ContainerSecurity, Device, GroupsPolicy, ImageSpec, Mount,
-    Propagation,
+    Capabilities, ContainerConfig, ContainerSecurity, Device, ImageSpec, Mount, Propagation,
 };
 
 use super::{
-    id_mappings, id_mappings_back, namespace_mode, profile_or_old, resources, selinux, signal_name,
-    unknown, user_namespace,
+    groups_policy, id_mappings, id_mappings_back, namespace_mode, profile_or_old, resources,
+    selinux, signal_name, unknown, user_namespace,
 };
 use crate::error::VerbError;
 
@@ -136,7 +135,6 @@ fn security(context: v1::LinuxContainerSecurityContext) -> Result<ContainerSecur
         None => None,
     };
     let capabilities = context.capabilities.unwrap_or_default();
-    let policy = v1::SupplementalGroupsPolicy::try_from(context.supplemental_groups_policy);
     Ok(ContainerSecurity {
         privileged: context.privileged,
         capabilities: Capabilities {
@@ -156,14 +154,7 @@ fn security(context: v1::LinuxContainerSecurityContext) -> Result<ContainerSecur
         run_as_username: context.run_as_username,
         run_as_group: context.run_as_group.map(|id| id.value),
         supplemental_groups: context.supplemental_groups,
-        supplemental_groups_policy: match policy {
-            Ok(v1::SupplementalGroupsPolicy::Merge) => GroupsPolicy::Merge,
-            Ok(v1::SupplementalGroupsPolicy::Strict) => GroupsPolicy::Strict,
-            Err(_) => {
-                let name = format!("{field}.supplemental_groups_policy");
-                return Err(unknown(&name, context.supplemental_groups_policy));
-            }
-        },
+        supplemental_groups_policy: groups_policy(field, context.supplemental_groups_policy)?,
         readonly_rootfs: context.readonly_rootfs,
         no_new_privs: context.no_new_privs,
         masked_paths: context.masked_paths,

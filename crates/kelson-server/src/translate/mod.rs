@@ -12,7 +12,7 @@ pub(crate) use resources::{resources, resources_back};
 pub(crate) use signal::{signal_name, signal_number};
 
 use kelson_cri::v1;
-use kelson_pod::config::{IdMapping, NamespaceMode, Profile, Selinux, UserNamespace};
+use kelson_pod::config::{GroupsPolicy, IdMapping, NamespaceMode, Profile, Selinux, UserNamespace};
 
 use crate::error::VerbError;
 
@@ -30,6 +30,18 @@ fn namespace_mode(field: &str, value: i32) -> Result<NamespaceMode, VerbError> {
             v1::NamespaceMode::Target => NamespaceMode::Target,
         },
     )
+}
+
+/// Whose groups count; `field` is the security context that it is in.
+fn groups_policy(field: &str, value: i32) -> Result<GroupsPolicy, VerbError> {
+    match v1::SupplementalGroupsPolicy::try_from(value) {
+        Ok(v1::SupplementalGroupsPolicy::Merge) => Ok(GroupsPolicy::Merge),
+        Ok(v1::SupplementalGroupsPolicy::Strict) => Ok(GroupsPolicy::Strict),
+        Err(_) => Err(unknown(
+            &format!("{field}.supplemental_groups_policy"),
+            value,
+        )),
+    }
 }
 
 fn namespace_mode_back(mode: NamespaceMode) -> i32 {

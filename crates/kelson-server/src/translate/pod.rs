@@ -6,8 +6,8 @@ use kelson_pod::config::{
 };
 
 use super::{
-    id_mappings_back, namespace_mode, namespace_mode_back, profile_or_old, resources, selinux,
-    unknown, user_namespace,
+    groups_policy, id_mappings_back, namespace_mode, namespace_mode_back, profile_or_old,
+    resources, selinux, unknown, user_namespace,
 };
 use crate::error::VerbError;
 
@@ -55,6 +55,7 @@ pub(crate) fn pod_config(
         security: pod_security(security)?,
         overhead: linux.overhead.map(resources),
         resources: linux.resources.map(resources),
+        selinux_level: String::new(),
     })
 }
 
@@ -95,6 +96,7 @@ fn pod_namespaces(options: v1::NamespaceOption) -> Result<PodNamespaces, VerbErr
 #[expect(deprecated, reason = "older kubelets still fill the old seccomp field")]
 fn pod_security(security: v1::LinuxSandboxSecurityContext) -> Result<PodSecurity, VerbError> {
     let field = "config.linux.security_context";
+    groups_policy(field, security.supplemental_groups_policy)?;
     Ok(PodSecurity {
         privileged: security.privileged,
         run_as_user: security.run_as_user.map(|id| id.value),

@@ -157,6 +157,16 @@ async fn build(config: &Config) -> anyhow::Result<(Pods, kelson_streaming::Serve
         cdi_dirs: config.cdi_dirs.clone(),
         passed_annotations: config.passed_annotations.clone(),
         unprivileged_ports: config.unprivileged_ports,
+        shm_size: config.shm_size,
+        pids_limit: config.pids_limit,
+        rlimits: config.rlimits.clone(),
+        writable_cgroups: config.writable_cgroups,
+        device_owner: config.device_owner,
+        unset_seccomp: match config.unset_seccomp {
+            true => kelson_pod::config::Profile::RuntimeDefault,
+            false => kelson_pod::config::Profile::Unconfined,
+        },
+        selinux: config.selinux,
         criu: config.checkpoints.then(|| config.criu.clone()),
         ..PodsConfig::default()
     };

@@ -160,6 +160,55 @@ pub(super) const KEYS: &[Key] = &[
         set: |c, v| boolean(v).map(|b| c.unprivileged_ports = b),
     },
     Key {
+        name: "container.shm_size",
+        doc: "Size of a pod's /dev/shm in bytes, at least 4096. It counts as memory of the containers that use it.",
+        default: "67108864",
+        set: |c, v| integer(v, 4096, i64::MAX).map(|n| c.shm_size = n.unsigned_abs()),
+    },
+    Key {
+        name: "container.pids_limit",
+        doc: "Largest number of processes and threads of a container; 0: as many as its pod may have.",
+        default: "0",
+        set: |c, v| integer(v, 0, i64::MAX).map(|n| c.pids_limit = Some(n).filter(|n| *n > 0)),
+    },
+    Key {
+        name: "container.rlimits",
+        doc: "Resource limits of containers as \"nofile=1024:524288\" (soft:hard, or one number for both);\n\"unlimited\" is a number. What is not named is as the daemon has it.",
+        default: "[]",
+        set: |c, v| list(v, rlimit).map(|all| c.rlimits = all),
+    },
+    Key {
+        name: "container.writable_cgroups",
+        doc: "Mount /sys/fs/cgroup writable for containers that are not privileged, so that systemd or a container\nruntime can run in them; cgroup v2 only. In a user namespace the container's user owns its cgroup.",
+        default: "false",
+        set: |c, v| boolean(v).map(|b| c.writable_cgroups = b),
+    },
+    Key {
+        name: "container.device_owner",
+        doc: "Give device nodes to the user and group that run_as_user and run_as_group of the container name.\nNot in privileged containers, nor in user namespaces, where nodes are the host's own.",
+        default: "false",
+        set: |c, v| boolean(v).map(|b| c.device_owner = b),
+    },
+    Key {
+        name: "security.unset_seccomp",
+        doc: "Seccomp profile of containers whose security context names none: \"unconfined\", as Kubernetes\nmeans it, or \"default\". The kubelet's seccompDefault says the same for all that comes from it.",
+        default: "\"unconfined\"",
+        set: |c, v| {
+            c.unset_seccomp = match string(v)?.as_str() {
+                "unconfined" => false,
+                "default" => true,
+                _ => return Err("expected \"unconfined\" or \"default\"".into()),
+            };
+            Ok(())
+        },
+    },
+    Key {
+        name: "security.selinux",
+        doc: "Give containers SELinux labels: those that the machine's policy has for containers, with two\ncategories of the pod's own. Without SELinux in the kernel it means nothing. false accepts the\nlabels of requests, and sets none.",
+        default: "false",
+        set: |c, v| boolean(v).map(|b| c.selinux = b),
+    },
+    Key {
         name: "network.conf_dir",
         doc: "CNI configuration lists; the first valid one by name is used, and read again when it changes.",
         default: "\"/etc/cni/net.d\"",
@@ -364,6 +413,13 @@ fn blank() -> Config {
         image_volumes: true,
         passed_annotations: Vec::new(),
         unprivileged_ports: true,
+        shm_size: 0,
+        pids_limit: None,
+        rlimits: Vec::new(),
+        writable_cgroups: false,
+        device_owner: false,
+        unset_seccomp: false,
+        selinux: false,
         cdi_dirs: Vec::new(),
         cni_conf_dir: PathBuf::new(),
         cni_conf_template: None,
@@ -406,6 +462,46 @@ fn integer(value: &DeValue<'_>, min: i64, max: i64) -> Result<i64, String> {
         Ok(n) if (min..=max).contains(&n) => Ok(n),
         _ => Err(format!("expected a whole number from {min} to {max}")),
     }
+}
+
+/// The names that setrlimit(2) has, without their prefix.
+const RLIMITS: &[&str] = &[
+    "as",
+    "core",
+    "cpu",
+    "data",
+    "fsize",
+    "locks",
+    "memlock",
+    "msgqueue",
+    "nice",
+    "nofile",
+    "nproc",
+    "rss",
+    "rtprio",
+    "rttime",
+    "sigpending",
+    "stack",
+];
+
+/// A limit as `name=soft:hard` or `name=both`.
+fn rlimit(value: &DeValue<'_>) -> Result<(String, u64, u64), String> {
+    let text = string(value)?;
+    let number = |text: &str| match text {
+        "unlimited" => Some(u64::MAX),
+        text => text.parse().ok(),
+    };
+    let parsed = text.split_once('=').and_then(|(name, limits)| {
+        let (soft, hard) = limits.split_once(':').unwrap_or((limits, limits));
+        let (soft, hard) = (number(soft)?, number(hard)?);
+        (RLIMITS.contains(&name) && soft <= hard)
+            .then(|| (format!("RLIMIT_{}", name.to_uppercase()), soft, hard))
+    });
+    parsed.ok_or_else(|| {
+        format!(
+            "expected limits such as \"nofile=1024:524288\", the soft one first; {text:?} is none"
+        )
+    })
 }
 
 fn absolute(value: &DeValue<'_>) -> Result<PathBuf, String> {

@@ -56,6 +56,20 @@ pub(crate) struct Config {
     pub(crate) cni_conf_template: Option<PathBuf>,
     /// Whether every user of a pod may bind low ports and send pings.
     pub(crate) unprivileged_ports: bool,
+    /// Size of a pod's shared memory, in bytes.
+    pub(crate) shm_size: u64,
+    /// Largest number of processes of a container.
+    pub(crate) pids_limit: Option<i64>,
+    /// Resource limits of containers: name, soft, hard.
+    pub(crate) rlimits: Vec<(String, u64, u64)>,
+    /// Whether containers may make cgroups in their own.
+    pub(crate) writable_cgroups: bool,
+    /// Whether device nodes belong to the user that a container is to run as.
+    pub(crate) device_owner: bool,
+    /// Whether containers that name no seccomp profile get the default one.
+    pub(crate) unset_seccomp: bool,
+    /// Whether containers get SELinux labels.
+    pub(crate) selinux: bool,
     /// Where external CNI plugins are found.
     pub(crate) cni_bin_dirs: Vec<PathBuf>,
     /// Whether Kelson's own implementations of the standard plugins are used.

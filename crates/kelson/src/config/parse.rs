@@ -294,6 +294,24 @@ mod tests {
     }
 
     #[test]
+    fn limits_of_processes() {
+        let text =
+            "[container]\nrlimits = [\"nofile=1024:524288\", \"core=0\", \"memlock=unlimited\"]\n";
+        let (config, mistakes) = parse(text);
+        assert_eq!(mistakes, []);
+        let limits = [
+            ("RLIMIT_NOFILE".to_owned(), 1024, 524_288),
+            ("RLIMIT_CORE".to_owned(), 0, 0),
+            ("RLIMIT_MEMLOCK".to_owned(), u64::MAX, u64::MAX),
+        ];
+        assert_eq!(config.rlimits, limits);
+        for wrong in ["nofile", "nofile=2:1", "files=1", "nofile=-1"] {
+            let (_, mistakes) = parse(&format!("[container]\nrlimits = [\"{wrong}\"]\n"));
+            assert_eq!(mistakes.len(), 1, "{wrong}");
+        }
+    }
+
+    #[test]
     fn numbers_out_of_range_are_refused() {
         let (_, mistakes) =
             parse("[image]\nmax_concurrent_downloads = 0\nmax_layer_bytes = \"1\"\n");

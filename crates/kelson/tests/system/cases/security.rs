@@ -18,6 +18,9 @@ pub(super) fn cases() -> Vec<Case> {
         }),
         on_node("security::privileged", |node| Box::pin(privileged(node))),
         on_node("security::read_only_root", |node| Box::pin(read_only(node))),
+        on_node("security::limits_of_the_configuration", |node| {
+            Box::pin(configured(node))
+        }),
         on_node("security::the_program_is_not_visible", |node| {
             Box::pin(program(node))
         }),
@@ -103,6 +106,18 @@ async fn capabilities(node: &mut Node) -> Outcome {
     });
     let (log, _) = node.run_to_end(one).await?;
     ensure!(log.lines().nth(1) == Some("0000000000001000"), "{log}");
+    let ambient = with_security(shell("main", &image, script), |security| {
+        security.run_as_user = Some(v1::Int64Value { value: 1000 });
+        security.capabilities = Some(v1::Capability {
+            add_ambient_capabilities: vec!["NET_BIND_SERVICE".into()],
+            ..Default::default()
+        });
+    });
+    let (log, _) = node.run_to_end(ambient).await?;
+    ensure!(
+        log == "0000000000000400\n0000000000000400\n0000000000000400",
+        "{log}"
+    );
     Ok(())
 }
 
@@ -152,6 +167,41 @@ async fn read_only(node: &mut Node) -> Outcome {
         log.contains("Read-only file system") && log.contains("shm"),
         "{log}"
     );
+    Ok(())
+}
+
+async fn configured(node: &mut Node) -> Outcome {
+    let path = node.dir().join("conf.d");
+    std::fs::create_dir(&path)?;
+    std::fs::write(
+        path.join("limits.toml"),
+        "[container]\nshm_size = 1048576\npids_limit = 20\nrlimits = [\"nofile=100:200\", \"core=0\"]\n\
+         device_owner = true\n[security]\nunset_seccomp = \"default\"\n",
+    )?;
+    node.kill().await?;
+    node.restart().await?;
+    let image = node.busybox().await?;
+    let script = "ulimit -Sn; ulimit -Hn; ulimit -Sc; df -k /dev/shm | awk 'END {print $2}'; \
+                  stat -c %u:%g /dev/mine; grep Seccomp: /proc/self/status; for n in $(seq 30); do sleep 5 & done 2>&1 | tail -1";
+    let config = with_security(shell("main", &image, script), |security| {
+        security.run_as_user = Some(v1::Int64Value { value: 1000 });
+        security.run_as_group = Some(v1::Int64Value { value: 7 });
+        security.seccomp = None;
+    });
+    let config = v1::ContainerConfig {
+        devices: vec![v1::Device {
+            container_path: "/dev/mine".into(),
+            host_path: "/dev/null".into(),
+            permissions: "rw".into(),
+        }],
+        ..config
+    };
+    let (log, _) = node.run_to_end(config).await?;
+    ensure!(
+        log.starts_with("100\n200\n0\n1024\n1000:7\nSeccomp:\t2\n"),
+        "{log}"
+    );
+    ensure!(log.contains("fork"), "{log}");
     Ok(())
 }
 

@@ -127,6 +127,11 @@ async fn running(node: &mut Node) -> Outcome {
         let text = answer.err().context("not refused")?.to_string();
         ensure!(text.contains(field), "{text}");
     }
+    let mut annotated = change(&id, memory(64 << 20));
+    annotated.annotations = [("kind".to_owned(), "other".to_owned())].into();
+    let answer = node.client.update_container_resources(annotated).await;
+    let text = answer.err().context("not refused")?.to_string();
+    ensure!(text.contains("annotations[kind]"), "{text}");
     ensure!(resources(node, &id).await? == before);
     let found = limit(
         node,

@@ -21,6 +21,9 @@ pub(super) fn cases() -> Vec<Case> {
             Box::pin(inside(node))
         }),
         on_node("userns::volumes_are_mapped", |node| Box::pin(volumes(node))),
+        on_node("userns::what_comes_of_images_is_mapped", |node| {
+            Box::pin(of_images(node))
+        }),
         on_node("userns::it_survives_the_daemon", |node| {
             Box::pin(survives(node))
         }),
@@ -224,6 +227,48 @@ async fn volumes(node: &mut Node) -> Outcome {
     ensure!(words == ["1000", "65534", "denied"], "{log}");
     ensure!(std::fs::metadata(volume.join("file"))?.uid() == 1000);
     ensure!(std::fs::metadata(volume.join("new"))?.uid() == 0);
+    Ok(())
+}
+
+/// An image as a volume and the volumes that an image declares have the owners that they have in the image,
+/// and what is written into the latter is the container's.
+async fn of_images(node: &mut Node) -> Outcome {
+    let image = node.pull("declaring").await?;
+    let content = node.pull("content").await?;
+    let mut wanted = shell("main", &image, "sleep 1000");
+    wanted.mounts = vec![
+        v1::Mount {
+            container_path: "/whole".into(),
+            image: Some(v1::ImageSpec {
+                image: content.clone(),
+                ..Default::default()
+            }),
+            ..Default::default()
+        },
+        v1::Mount {
+            container_path: "/part".into(),
+            image: Some(v1::ImageSpec {
+                image: content,
+                ..Default::default()
+            }),
+            image_sub_path: "docs/deep".into(),
+            ..Default::default()
+        },
+    ];
+    let (_, container) = node.run(&mapped(pod(&node.logs())), wanted).await?;
+    ensure!(std::fs::metadata(format!("/proc/{}", process_of(&container)?))?.uid() == FIRST);
+    let script = "stat -c %u:%g:%a /data /data/file /none/yet /whole /whole/docs/page /part/leaf; \
+                  cat /data/file; echo; touch /data/new /none/yet/new; \
+                  stat -c %u:%g /data/new /none/yet/new; chown 1000:1000 /data/file; \
+                  stat -c %u:%g /data/file; touch /whole/new 2>/dev/null || echo protected";
+    let found = node.output(&container, script).await?;
+    let expected = "0:0:750\n0:0:640\n0:0:755\n0:0:755\n0:0:644\n0:0:644\nof the image\n0:0\n0:0\n\
+                    1000:1000\nprotected";
+    ensure!(found == expected, "{found}");
+    // The layers are as they were.
+    let mut of_layers = Vec::new();
+    owners(&node.dir().join("root/layers"), &mut of_layers)?;
+    ensure!(of_layers.iter().all(|uid| *uid == 0), "{of_layers:?}");
     Ok(())
 }
 
