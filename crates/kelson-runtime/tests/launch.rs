@@ -9,6 +9,7 @@ use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
 use common::{World, alone, merge, sh};
+use kelson_cgroup::{Cgroup, Hierarchy};
 use kelson_runtime::{Kind, LaunchError, Rootfs, Step};
 use serde_json::json;
 
@@ -817,6 +818,39 @@ fn a_volume_is_mapped_without_a_change_on_the_host() {
 }
 
 #[test]
+fn the_root_of_a_user_namespace_makes_cgroups_in_its_own() {
+    use kelson_sys::mount::{Filesystem, attach_at};
+    use std::os::fd::AsFd;
+    alone(|| {
+        let script = "cd /sys/fs/cgroup; stat -c %u . cgroup.procs cgroup.max.depth; \
+                      mkdir mine && echo $$ > mine/cgroup.procs && cat /proc/self/cgroup";
+        let mut world = World::new(script);
+        // A hierarchy of version 2 without controllers can be had beside one of version 1.
+        own_mounts();
+        let dir = world.dir.path().join("v2");
+        fs::create_dir(&dir).unwrap();
+        let tree = Filesystem::open(c"cgroup2").unwrap().mount(0).unwrap();
+        attach_at(tree.as_fd(), &dir).unwrap();
+        let path = format!("/kelson-delegation-{}", std::process::id());
+        world.cgroup = Cgroup::new(&Hierarchy::v2_at(&dir), &path).unwrap();
+        with_user_namespace(&mut world);
+        let upper = overlay(&mut world, 1);
+        own(&upper, 100_000);
+        let mounts = world.spec["mounts"].as_array_mut().unwrap();
+        let cgroup = mounts
+            .iter_mut()
+            .find(|one| one["type"] == "cgroup")
+            .unwrap();
+        cgroup["options"] = json!(["nosuid", "noexec", "nodev", "relatime", "rw"]);
+        let out = output(&world);
+        assert!(out.starts_with("0\n0\n65534\n"), "{out}");
+        assert!(out.contains("\n0::/mine\n"), "{out}");
+        assert_eq!(owner(dir.join(&path[1..])), 100_000);
+        fs::remove_dir(dir.join(&path[1..]).join("mine")).unwrap();
+    });
+}
+
+#[test]
 fn a_file_system_that_cannot_be_mapped_is_named() {
     alone(|| {
         let mut world = World::new("true");
@@ -921,9 +955,9 @@ fn an_selinux_label_without_selinux_is_an_error() {
     });
 }
 
-/// A tmpfs that is shared, in a mount namespace of the test's own.
-fn shared_directory(world: &World) -> PathBuf {
-    use kelson_sys::mount::{Attributes, Filesystem, Propagation, attach_at, set_attributes};
+/// Gives the test a mount namespace of its own.
+fn own_mounts() {
+    use kelson_sys::mount::{Attributes, Propagation, set_attributes};
     use std::os::fd::AsFd;
     kelson_sys::process::unshare(kelson_sys::process::ns::MOUNT).unwrap();
     let root = fs::File::open("/").unwrap();
@@ -932,6 +966,13 @@ fn shared_directory(world: &World) -> PathBuf {
         ..Default::default()
     };
     set_attributes(root.as_fd(), &private, true).unwrap();
+}
+
+/// A tmpfs that is shared, in a mount namespace of the test's own.
+fn shared_directory(world: &World) -> PathBuf {
+    use kelson_sys::mount::{Attributes, Filesystem, Propagation, attach_at, set_attributes};
+    use std::os::fd::AsFd;
+    own_mounts();
     let dir = world.dir.path().join("shared");
     fs::create_dir(&dir).unwrap();
     let tree = Filesystem::open(c"tmpfs").unwrap().mount(0).unwrap();

@@ -125,10 +125,16 @@ impl Policy {
         )
     }
 
-    /// No SELinux.
+    /// What [`tests::make_up`] has put into a directory; no SELinux where it has not.
     #[cfg(test)]
-    pub(crate) fn off() -> Self {
-        Self(None)
+    pub(crate) fn made_up(dir: &Path) -> Self {
+        Self::open(true, &dir.join("sys"), &dir.join("etc")).unwrap()
+    }
+
+    /// How many levels are in use.
+    #[cfg(test)]
+    pub(crate) fn levels_in_use(&self) -> usize {
+        self.0.as_ref().map_or(0, |policy| policy.levels.in_use())
     }
 
     fn open(wanted: bool, interface: &Path, settings: &Path) -> Result<Self, SelinuxError> {
@@ -309,4 +315,4 @@ fn value(text: &str, key: &str) -> Option<String> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -5,23 +5,27 @@ use std::os::unix::fs::symlink;
 use super::*;
 use crate::config::PodNamespaces;
 
-const CONTEXTS: &str = r#"
+pub(crate) const CONTEXTS: &str = r#"
 process = "system_u:system_r:container_t:s0"
 content = "system_u:object_r:virt_var_lib_t:s0"
 file = "system_u:object_r:container_file_t:s0"
 "#;
 
-/// A machine with SELinux; its kernel takes every label.
-fn machine(contexts: &str) -> (tempfile::TempDir, Result<Policy, SelinuxError>) {
-    let dir = tempfile::tempdir().unwrap();
-    let at = |name: &str| dir.path().join(name);
+/// Puts the files of a machine with SELinux into a directory; its kernel takes every label.
+pub(crate) fn make_up(dir: &Path, contexts: &str) {
+    let at = |name: &str| dir.join(name);
     fs::create_dir_all(at("etc/strict/contexts")).unwrap();
     fs::create_dir(at("sys")).unwrap();
     fs::write(at("sys/enforce"), "1").unwrap();
     fs::write(at("sys/context"), "").unwrap();
     fs::write(at("etc/config"), "# words\nSELINUXTYPE = strict\n").unwrap();
     fs::write(at("etc/strict/contexts/lxc_contexts"), contexts).unwrap();
-    let policy = Policy::open(true, &at("sys"), &at("etc"));
+}
+
+fn machine(contexts: &str) -> (tempfile::TempDir, Result<Policy, SelinuxError>) {
+    let dir = tempfile::tempdir().unwrap();
+    make_up(dir.path(), contexts);
+    let policy = Policy::open(true, &dir.path().join("sys"), &dir.path().join("etc"));
     (dir, policy)
 }
 
@@ -98,7 +102,7 @@ fn pods_of_the_host_and_machines_without_it_have_no_labels() {
         ..PodConfig::default()
     };
     let security = ContainerSecurity::default();
-    for policy in [policy.unwrap(), Policy::off()] {
+    for policy in [policy.unwrap(), Policy(None)] {
         assert!(policy.assign(&mut pod).unwrap().is_none());
         assert_eq!(pod.selinux_level, "");
         assert_eq!(policy.labels(&pod, &security).unwrap(), None);
@@ -131,7 +135,7 @@ fn a_label_that_the_kernel_does_not_know_is_refused() {
     let error = policy.assign(&mut pod).unwrap_err();
     assert!(matches!(error, SelinuxError::Unknown { .. }), "{error}");
     // What was held for it is free again.
-    assert_eq!(policy.0.unwrap().levels.in_use(), 0);
+    assert_eq!(policy.levels_in_use(), 0);
 }
 
 fn label_of(path: &Path) -> Option<String> {

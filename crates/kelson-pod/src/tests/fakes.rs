@@ -225,6 +225,7 @@ impl Shims for Machine {
     fn fork(&self, setup: PodSetup, _: Duration) -> Promise<'_, Result<Forked, ShimError>> {
         Box::pin(async move {
             self.step("fork").await.map_err(|()| broken("fork"))?;
+            std::fs::create_dir_all(setup.dir.join("shm")).unwrap();
             let mut things = self.things();
             things.next_pid += 1;
             let pid = 1000 + things.next_pid;

@@ -488,3 +488,51 @@ async fn with_systemd_a_container_is_a_scope_in_the_slice_of_its_pod() {
     node.pods.remove_pod(&pod).await.unwrap();
     assert!(node.is_clean());
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pods_selinux_level_is_its_own_until_it_is_gone() {
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("skipped: labels are root's to set");
+        return;
+    }
+    let node = Node::new().await;
+    let files = node.dir.path().join("selinux");
+    crate::selinux::tests::make_up(&files, crate::selinux::tests::CONTEXTS);
+    let node = node.restart().await;
+    let (pod, container) = node.running().await;
+    let other = node.pods.run_pod(pod_config("other")).await.unwrap();
+    // The same request again is for the same pod, whatever its level.
+    assert_eq!(node.pods.run_pod(pod_config("web")).await.unwrap(), pod);
+    let level = |node: &Node, id| {
+        let snapshot = node.pods.snapshot();
+        snapshot.pod(id).unwrap().config.selinux_level.clone()
+    };
+    let first = level(&node, &pod);
+    assert!(first.starts_with("s0:c") && first != level(&node, &other));
+    assert_eq!(node.pods.world().selinux.levels_in_use(), 2);
+
+    let record: Option<crate::record::SpecRecord> =
+        node.pods.world().store.get(container.as_str()).unwrap();
+    let spec = record.unwrap().spec;
+    let process = spec.process().as_ref().unwrap().selinux_label().clone();
+    assert_eq!(
+        process,
+        Some(format!("system_u:system_r:container_t:{first}"))
+    );
+    let files = spec.linux().as_ref().unwrap().mount_label().clone();
+    assert_eq!(
+        files,
+        Some(format!("system_u:object_r:container_file_t:{first}"))
+    );
+    let hosts = node.pods.world().pod_dir(&pod).join("hosts");
+    let mut label = [0_u8; 256];
+    let length = rustix::fs::getxattr(&hosts, c"security.selinux", &mut label).unwrap();
+    assert_eq!(files.unwrap().as_bytes(), &label[..length]);
+
+    let node = node.restart().await;
+    assert_eq!(level(&node, &pod), first);
+    assert_eq!(node.pods.world().selinux.levels_in_use(), 2);
+    node.pods.remove_pod(&pod).await.unwrap();
+    node.pods.remove_pod(&other).await.unwrap();
+    until(|| (node.pods.world().selinux.levels_in_use() == 0).then_some(())).await;
+}

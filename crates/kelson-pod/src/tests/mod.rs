@@ -128,7 +128,7 @@ async fn open(dir: PathBuf, machine: &Machine) -> Pods {
         images: machine.clone(),
         snapshots: Arc::new(snapshots.clone()),
         apparmor: AppArmor::none(),
-        selinux: Policy::off(),
+        selinux: Policy::made_up(&dir.join("selinux")),
     };
     let facts = Facts {
         user_namespaces: Ok(()),

@@ -27,6 +27,8 @@ pub(crate) enum Need {
     Program(&'static str, &'static str),
     /// systemd as the machine's process 1, and cgroup v2 alone.
     Systemd,
+    /// SELinux with a policy.
+    Selinux,
     /// crictl, whose path is in the environment.
     Crictl,
     /// CRIU, whose path is in the environment.
@@ -42,6 +44,8 @@ impl Need {
             Self::Systemd => (!Path::new("/run/systemd/system").exists()
                 || !Path::new("/sys/fs/cgroup/cgroup.controllers").exists())
             .then(|| "needs systemd with cgroup v2 (as in cargo xtask machine)".to_owned()),
+            Self::Selinux => (!Path::new("/sys/fs/selinux/policy").exists())
+                .then(|| "needs SELinux with a policy for containers".to_owned()),
             Self::Crictl => std::env::var_os("KELSON_TEST_CRICTL")
                 .is_none()
                 .then(|| "needs crictl (run by cargo xtask test, built with Go)".to_owned()),

@@ -22,6 +22,7 @@ mod podman;
 mod pods;
 mod registry;
 mod security;
+mod selinux;
 mod stats;
 mod systemd;
 mod targets;
@@ -56,6 +57,7 @@ pub(crate) fn all() -> Vec<Case> {
         pods::cases(),
         registry::cases(),
         security::cases(),
+        selinux::cases(),
         stats::cases(),
         systemd::cases(),
         targets::cases(),
