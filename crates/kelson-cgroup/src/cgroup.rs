@@ -82,7 +82,7 @@ impl Cgroup {
     }
 
     /// Sets limits. A limit whose controller the machine lacks is skipped, except in
-    /// [`Resources::unified`].
+    /// [`Resources::unified`] and [`Resources::devices`].
     pub fn apply(&self, resources: &Resources) -> Result<()> {
         controllers::apply(self, resources)
     }

@@ -212,9 +212,9 @@ impl Hierarchy {
     pub(crate) fn report_missing(&self, controller: Controller) {
         let bit = 1 << controller as u32;
         if self.inner.reported.fetch_or(bit, Ordering::Relaxed) & bit == 0 {
-            tracing::debug!(
+            tracing::warn!(
                 controller = controller.v1_name(),
-                "no such controller, limit skipped"
+                "limits of this controller are not set: the machine has not mounted it"
             );
         }
     }

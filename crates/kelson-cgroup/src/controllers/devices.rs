@@ -42,6 +42,22 @@ pub(super) fn apply_v1(dir: &Dir, r: &Resources) -> Result<()> {
     write_difference(dir, end, &now, &wanted)
 }
 
+/// Without the controller every device could be made and used, which is only right when all are allowed.
+pub(super) fn refuse_without(r: &Resources) -> Result<()> {
+    let all = DeviceSet {
+        allow: true,
+        exceptions: BTreeMap::new(),
+    };
+    if r.devices.is_empty() || DeviceSet::from_rules(&r.devices)? == all {
+        return Ok(());
+    }
+    Err(Error::limit(
+        "devices",
+        "some only",
+        "the controller devices of cgroup v1 is not mounted; mount it",
+    ))
+}
+
 /// Writes the accesses of `of` that are not in `without`.
 fn write_difference(dir: &Dir, file: &str, of: &DeviceSet, without: &DeviceSet) -> Result<()> {
     for (key, access) in &of.exceptions {
@@ -149,6 +165,20 @@ mod tests {
         apply_v1(&files.dir, &r).unwrap();
         assert_eq!(files.get("devices.allow"), "b 8:0 r");
         assert_eq!(files.get("devices.deny"), "c 1:5 rwm");
+    }
+
+    #[test]
+    fn without_the_controller_only_all_is_allowed() {
+        let with = |rules: &[&str]| {
+            let devices = rules.iter().map(|text| rule(text)).collect();
+            refuse_without(&Resources {
+                devices,
+                ..Resources::default()
+            })
+        };
+        assert!(with(&[]).is_ok() && with(&["allow a *:* rwm"]).is_ok());
+        let error = with(&["deny a *:* rwm", "allow c 1:3 rwm"]).unwrap_err();
+        assert!(error.to_string().contains("devices"), "{error}");
     }
 
     proptest::proptest! {

@@ -65,9 +65,10 @@ fn apply_v1(cgroup: &Cgroup, resources: &Resources) -> Result<()> {
         hugetlb::apply(dir, Version::V1, r)
     })?;
     with(Controller::Io, io::wanted(r), &|dir| io::apply_v1(dir, r))?;
-    with(Controller::Devices, !r.devices.is_empty(), &|dir| {
-        devices::apply_v1(dir, r)
-    })
+    match cgroup.dir(Controller::Devices) {
+        Some(dir) => devices::apply_v1(&dir, r),
+        None => devices::refuse_without(r),
+    }
 }
 
 /// How much is read: opening and reading a file costs about 8 µs.
