@@ -73,12 +73,13 @@ impl Bus {
         };
         let uid = rustix::process::geteuid().as_raw().to_string();
         let hex: String = uid.bytes().map(|byte| format!("{byte:02x}")).collect();
-        bus.send(format!("\0AUTH EXTERNAL {hex}\r\n").as_bytes())?;
+        // The end of it is sent along: systemd leaves a message alone that it reads together with that
+        // line, until something else comes.
+        bus.send(format!("\0AUTH EXTERNAL {hex}\r\nBEGIN\r\n").as_bytes())?;
         let answer = bus.line()?;
         if !answer.starts_with("OK ") {
             return Err(SystemdError::Rejected(answer));
         }
-        bus.send(b"BEGIN\r\n")?;
         Ok(bus)
     }
 

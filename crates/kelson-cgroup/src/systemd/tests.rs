@@ -65,10 +65,11 @@ fn fake(
         let mut line = String::new();
         reader.read_line(&mut line).unwrap();
         assert!(line.starts_with("\0AUTH EXTERNAL 3"), "{line:?}");
-        theirs.write_all(b"OK 0123456789abcdef\r\n").unwrap();
         line.clear();
         reader.read_line(&mut line).unwrap();
         assert_eq!(line, "BEGIN\r\n");
+        assert_eq!(reader.buffer(), b"", "a call may be read only after this");
+        theirs.write_all(b"OK 0123456789abcdef\r\n").unwrap();
         let mut asked = Vec::new();
         for answer in answers {
             let mut prefix = [0; PREFIX];
