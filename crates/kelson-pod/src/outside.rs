@@ -119,7 +119,7 @@ pub(crate) type Prepared = Box<dyn Send>;
 pub(crate) trait Cgroups: Send + Sync {
     fn create(&self, path: &str) -> kelson_cgroup::Result<()>;
     /// Makes a container's cgroup where that is not its shim's work; what is returned is held until
-    /// the container's process is in it.
+    /// the container's process is in it, and is one process there, which the limits do not count.
     fn prepare(
         &self,
         path: &str,

@@ -36,23 +36,34 @@ impl Units {
 }
 
 /// A process that does nothing until it is dropped: a scope needs one to begin with, and the
-/// container's comes later. It ends with the daemon, too.
+/// container's comes later. It ends with the daemon, too. While it is there the container's limit of
+/// processes has to be one higher; it sets the limit right when it ends.
 struct Holder(Child);
 
 impl Holder {
-    fn start(program: &Path) -> io::Result<Self> {
+    fn start(program: &Path, limit: Option<(PathBuf, u64)>) -> io::Result<Self> {
         let mut command = Command::new(program);
         command.arg(HOLD).env_clear().stdin(Stdio::piped());
         command.stdout(Stdio::null()).stderr(Stdio::null());
+        if let Some((file, limit)) = limit {
+            command.arg(file).arg(limit.to_string());
+        }
         command.spawn().map(Self)
     }
 }
 
 impl Drop for Holder {
     fn drop(&mut self) {
-        // It may have been killed with the container already.
-        let _ = self.0.kill();
+        // Its input ends here. It may have been killed with the container already.
         let _ = self.0.wait();
+    }
+}
+
+/// How many processes there may be, as the cgroup's file will say when the limits are applied.
+fn processes(limits: &Resources) -> Option<u64> {
+    match limits.unified.get("pids.max") {
+        Some(value) => value.trim().parse().ok(),
+        None => u64::try_from(limits.pids_limit?).ok().map(|n| n.max(1)),
     }
 }
 
@@ -68,12 +79,16 @@ impl Cgroups for Units {
         if !is_unit(path) {
             return Ok(None);
         }
-        let holder = Holder::start(&self.program).map_err(|source| Error::Io {
+        let cgroup = self.cgroup(path)?;
+        let limit = processes(limits).and_then(|limit| {
+            let (_, folder) = cgroup.directories().into_iter().next()?;
+            Some((folder.join("pids.max"), limit))
+        });
+        let holder = Holder::start(&self.program, limit).map_err(|source| Error::Io {
             operation: "start a process of".to_owned(),
             path: self.program.clone(),
             source,
         })?;
-        let cgroup = self.cgroup(path)?;
         self.systemd.start_scope(&cgroup, holder.0.id(), limits)?;
         Ok(Some(Box::new(holder)))
     }
@@ -134,5 +149,25 @@ mod tests {
         assert!(proc.exists());
         drop(Holder(child));
         assert!(!proc.exists());
+    }
+
+    #[test]
+    fn the_limit_of_processes_is_what_the_file_will_say() {
+        for (limit, file, expected) in [
+            (None, None, None),
+            (Some(-1), None, None),
+            (Some(0), None, Some(1)),
+            (Some(7), None, Some(7)),
+            (Some(7), Some("3"), Some(3)),
+            (Some(7), Some("max"), None),
+        ] {
+            let file = file.map(|value: &str| ("pids.max".to_owned(), value.to_owned()));
+            let limits = Resources {
+                pids_limit: limit,
+                unified: file.into_iter().collect(),
+                ..Resources::default()
+            };
+            assert_eq!(processes(&limits), expected);
+        }
     }
 }

@@ -55,7 +55,7 @@ fn main() -> ExitCode {
         .and_then(std::ffi::OsStr::to_str)
     {
         Some("zygote") => return kelson_shim::zygote::main(),
-        Some("hold") => return hold(),
+        Some("hold") => return hold(arguments),
         Some("oci") => return kelson_runtime::cli::main(oci_arguments(arguments)),
         Some("enter") => return cmd::enter::main(arguments),
         Some("demo-guest") => {
@@ -81,10 +81,16 @@ fn main() -> ExitCode {
     })
 }
 
-/// Does nothing until its input ends, which it does with the daemon.
-fn hold() -> ExitCode {
-    match std::io::copy(&mut std::io::stdin().lock(), &mut std::io::sink()) {
-        Ok(_) => ExitCode::SUCCESS,
+/// Does nothing until its input ends, which it does with the daemon. A file and a text may be given: then
+/// the text is written, the limit that this process was counted in on top.
+fn hold(mut arguments: impl Iterator<Item = std::ffi::OsString>) -> ExitCode {
+    let ended = std::io::copy(&mut std::io::stdin().lock(), &mut std::io::sink());
+    let limited = match (arguments.next(), arguments.next()) {
+        (Some(file), Some(limit)) => std::fs::write(file, limit.as_encoded_bytes()),
+        _ => Ok(()),
+    };
+    match ended.and(limited) {
+        Ok(()) => ExitCode::SUCCESS,
         Err(_) => ExitCode::FAILURE,
     }
 }

@@ -60,9 +60,12 @@ pub(crate) async fn run(
     let (request, prepared) = world
         .blocking(move |world| {
             let _stage = debug_span!("make the request").entered();
-            let request = request(world, id, &resolved, target)?;
+            let mut request = request(world, id, &resolved, target)?;
             let limits = limits(&request.spec);
             let prepared = world.cgroups.prepare(&request.cgroup, &limits)?;
+            if prepared.is_some() {
+                spec::allow_one_more(&mut request.spec);
+            }
             Ok::<_, StartError>((request, prepared))
         })
         .await?;

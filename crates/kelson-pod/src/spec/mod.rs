@@ -241,6 +241,14 @@ pub(crate) fn join_pid_namespace(spec: &mut Spec, pid: u32) {
     }
 }
 
+/// Raises the limit of processes by the one that keeps the container's cgroup until it is there.
+pub(crate) fn allow_one_more(spec: &mut Spec) {
+    let linux = spec.linux_mut().as_mut();
+    if let Some(limits) = linux.and_then(|linux| linux.resources_mut().as_mut()) {
+        resources::allow_one_more(limits);
+    }
+}
+
 /// What other runtimes and hooks expect to be told.
 fn annotations(request: &Request<'_>) -> HashMap<String, String> {
     let metadata = &request.pod.metadata;

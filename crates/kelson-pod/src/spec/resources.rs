@@ -62,6 +62,20 @@ pub(crate) fn set(all: &mut LinuxResources, wanted: &Resources) {
     }
 }
 
+/// Raises the limit of processes, if there is one, by one.
+pub(crate) fn allow_one_more(all: &mut LinuxResources) {
+    if let Some(pids) = all.pids_mut().as_mut().filter(|pids| pids.limit() >= 0) {
+        // The least that is set is 1.
+        pids.set_limit(pids.limit().max(1).saturating_add(1));
+    }
+    let unified = all.unified_mut().as_mut();
+    if let Some(value) = unified.and_then(|unified| unified.get_mut("pids.max"))
+        && let Ok(limit) = value.trim().parse::<u64>()
+    {
+        *value = limit.saturating_add(1).to_string();
+    }
+}
+
 fn cpu(wanted: &Resources) -> Option<LinuxCpu> {
     let mut cpu = LinuxCpu::default();
     // Zero means "not given"; a negative number passed validation only where it means "no limit".
@@ -131,6 +145,24 @@ mod tests {
         assert!(all.hugepage_limits().is_none() && all.unified().is_none());
         let rules = all.devices().as_ref().unwrap();
         assert!(!rules[0].allow() && rules[1..].iter().all(LinuxDeviceCgroup::allow));
+    }
+
+    #[test]
+    fn one_more_process() {
+        for (limit, expected) in [(-1, -1), (0, 2), (1, 2), (i64::MAX, i64::MAX)] {
+            let mut all = limits(&Resources::default(), Some(limit), false, &[]);
+            allow_one_more(&mut all);
+            assert_eq!(all.pids().as_ref().unwrap().limit(), expected);
+        }
+        for (limit, expected) in [("1", "2"), ("max", "max")] {
+            let wanted = Resources {
+                unified: [("pids.max".to_owned(), limit.to_owned())].into(),
+                ..Resources::default()
+            };
+            let mut all = limits(&wanted, None, false, &[]);
+            allow_one_more(&mut all);
+            assert_eq!(all.unified().as_ref().unwrap()["pids.max"], expected);
+        }
     }
 
     #[test]

@@ -29,6 +29,9 @@ pub(super) fn cases() -> Vec<Case> {
         case(on_node("systemd::out_of_memory", |node| {
             Box::pin(oom(node))
         })),
+        case(on_node("systemd::a_limit_of_one_process", |node| {
+            Box::pin(one_process(node))
+        })),
     ]
 }
 
@@ -215,6 +218,25 @@ async fn parents(node: &mut Node) -> Outcome {
     gone(&unit(&container)).await?;
     ensure!(property(&slice, "ActiveState").await? == "active");
     tool::output("systemctl", ["stop", &slice]).await?;
+    Ok(())
+}
+
+/// What keeps the scope's place is not counted, neither before nor after.
+async fn one_process(node: &mut Node) -> Outcome {
+    node.use_systemd().await?;
+    let image = node.busybox().await?;
+    let mut config = shell("main", &image, "exec sleep 1000");
+    config.linux.as_mut().context("no linux")?.resources = Some(v1::LinuxContainerResources {
+        unified: [("pids.max".to_owned(), "1".to_owned())].into(),
+        ..Default::default()
+    });
+    let (_, container) = node.run(&pod(&node.logs()), config).await?;
+    let folder = format!("/sys/fs/cgroup{}", cgroup(node, &container).await?);
+    for (name, value) in [("pids.max", "1"), ("pids.current", "1")] {
+        let found = std::fs::read_to_string(format!("{folder}/{name}"))?;
+        ensure!(found.trim() == value, "{name} is {found}");
+    }
+    ensure!(property(&unit(&container), "TasksMax").await? == "1");
     Ok(())
 }
 
