@@ -12,6 +12,7 @@ use tonic::{Code, Response, Status};
 use tracing::{Instrument as _, debug, info_span, warn};
 
 use crate::error::VerbError;
+use crate::rest::Rest;
 
 /// How long a verb may take when the client sets no deadline of its own.
 ///
@@ -31,12 +32,21 @@ pub struct VerbCount {
 }
 
 /// Counters of all verbs; a clone counts into the same place.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct Instrument {
+    rest: Rest,
     counts: Arc<Mutex<BTreeMap<&'static str, VerbCount>>>,
 }
 
 impl Instrument {
+    /// No calls yet.
+    pub(crate) fn new(rest: Rest) -> Self {
+        Self {
+            rest,
+            counts: Arc::default(),
+        }
+    }
+
     /// Runs one verb. `subject` is the id or name it is about, for the span.
     pub(crate) async fn verb<T>(
         &self,
@@ -71,6 +81,8 @@ impl Instrument {
         count.calls += 1;
         count.errors += u64::from(failed);
         count.time += took;
+        drop(counts);
+        self.rest.worked();
     }
 
     /// The counters so far, by verb.
@@ -88,7 +100,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_verb_is_counted_and_its_error_becomes_a_status() {
-        let instrument = Instrument::default();
+        let instrument = Instrument::new(Rest::start());
         let good = instrument.verb("Version", "", async { Ok(1) }).await;
         assert_eq!(good.unwrap().into_inner(), 1);
         let bad = instrument

@@ -8,6 +8,7 @@ mod error;
 
 mod image;
 mod instrument;
+mod rest;
 mod runtime;
 mod stream;
 mod streaming;
@@ -27,6 +28,7 @@ use tonic::service::Routes;
 
 use crate::error::VerbError;
 pub use crate::instrument::{Instrument, VerbCount};
+pub use crate::rest::Rest;
 pub use crate::streaming::PodStreams;
 
 /// The longest answer: both outputs of an `ExecSync` at their cap, and what is around them.
@@ -67,11 +69,11 @@ pub struct Server {
 }
 
 impl Server {
-    /// A server over these services.
-    pub fn new(services: Services) -> Self {
+    /// A server over these services, which tells `rest` of its work.
+    pub fn new(services: Services, rest: Rest) -> Self {
         Self {
             services: Arc::new(services),
-            instrument: Instrument::default(),
+            instrument: Instrument::new(rest),
         }
     }
 

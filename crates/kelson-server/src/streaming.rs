@@ -5,14 +5,19 @@ use kelson_streaming::{Attach, Backend, BackendError, Exec, Io};
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 
+use crate::rest::Rest;
+
 /// The pods, as the streaming server sees them. Ids are those that the verbs have checked.
 #[derive(Clone)]
-pub struct PodStreams(Pods);
+pub struct PodStreams {
+    pods: Pods,
+    rest: Rest,
+}
 
 impl PodStreams {
-    /// Over these pods.
-    pub fn new(pods: Pods) -> Self {
-        Self(pods)
+    /// Over these pods; `rest` is told of finished sessions.
+    pub fn new(pods: Pods, rest: Rest) -> Self {
+        Self { pods, rest }
     }
 }
 
@@ -24,7 +29,7 @@ impl Backend for PodStreams {
         let command = exec.command.clone();
         let streams = exec.streams;
         let session = self
-            .0
+            .pods
             .exec_stream(&container, command, streams.tty, streams.stdin, None)
             .await?;
         Ok(follow(session, io).await?.exit_code)
@@ -32,13 +37,17 @@ impl Backend for PodStreams {
 
     async fn attach(&self, attach: &Attach, io: &mut Io) -> Result<(), BackendError> {
         let container: ContainerId = attach.container.parse()?;
-        let session = self.0.attach(&container, attach.streams.stdin).await?;
+        let session = self.pods.attach(&container, attach.streams.stdin).await?;
         follow(session, io).await.map(drop)
     }
 
     async fn dial(&self, pod: &str, port: u16) -> Result<TcpStream, BackendError> {
         let pod: PodId = pod.parse()?;
-        Ok(self.0.dial(&pod, port).await?)
+        Ok(self.pods.dial(&pod, port).await?)
+    }
+
+    fn ended(&self) {
+        self.rest.worked();
     }
 }
 

@@ -8,7 +8,7 @@ use bytes::BytesMut;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
@@ -18,6 +18,8 @@ use crate::outbox::{Encode, OUTBOX, Out};
 const CHUNK: usize = 64 * 1024;
 /// How long an ending connection waits for the other side to close, or to hear why it ends.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// How long input waits to be taken before the other side is asked whether it is still there, and again.
+const PROBE: Duration = Duration::from_secs(10);
 /// How long a slow client may take for what is queued when its connection ends.
 const FLUSH: Duration = Duration::from_secs(60);
 
@@ -45,11 +47,14 @@ pub(crate) struct Connection {
 impl Connection {
     /// Starts a connection that ends when nothing moves for `idle`.
     ///
+    /// With `probes`, the other side is pinged while its input waits: nothing is read then, and the end
+    /// of a client that has gone waits behind its data; sending to it makes its kernel say so.
     /// `resets` are streams to be reset whoever else waits for room to send.
     pub(crate) fn start<R: Receive>(
         transport: impl Transport,
         encoder: impl Encode,
         idle: Duration,
+        probes: bool,
         resets: mpsc::UnboundedReceiver<u32>,
         receiver: impl FnOnce(mpsc::Sender<Out>) -> R,
     ) -> Self {
@@ -63,7 +68,15 @@ impl Connection {
             let (read, write) = tokio::io::split(transport);
             let activity = Activity::default();
             let writing = write_all(write, encoder, messages, resets, &activity);
-            let well = drive(read, writing, &mut receiver, goodbye, &activity, idle).await;
+            let well = drive(
+                read,
+                writing,
+                &mut receiver,
+                goodbye,
+                &activity,
+                (idle, probes),
+            )
+            .await;
             receiver.end(well);
         });
         Self {
@@ -138,9 +151,10 @@ async fn drive<T: Transport>(
     receiver: &mut impl Receive,
     goodbye: mpsc::Sender<Out>,
     activity: &Activity,
-    idle: Duration,
+    (idle, probes): (Duration, bool),
 ) -> bool {
-    let reading = read_all(&mut read, receiver, activity);
+    let probe = probes.then_some(&goodbye);
+    let reading = read_all(&mut read, receiver, activity, probe);
     let (mut reading, mut writing) = (std::pin::pin!(reading), std::pin::pin!(writing));
     let outcome = tokio::select! {
         outcome = &mut reading => outcome,
@@ -189,6 +203,7 @@ async fn read_all<T: Transport>(
     read: &mut ReadHalf<T>,
     receiver: &mut impl Receive,
     activity: &Activity,
+    probe: Option<&mpsc::Sender<Out>>,
 ) -> io::Result<bool> {
     let mut buf = BytesMut::new();
     loop {
@@ -197,7 +212,17 @@ async fn read_all<T: Transport>(
             return Ok(true);
         }
         activity.touch();
-        if !receiver.receive(&mut buf).await? {
+        let mut taking = std::pin::pin!(receiver.receive(&mut buf));
+        let more = loop {
+            tokio::select! {
+                more = &mut taking => break more?,
+                () = sleep(PROBE) => {
+                    // A queue that is full is being sent, which is as good.
+                    let _ = probe.map(|outbox| outbox.try_send(Out::Ping));
+                }
+            }
+        };
+        if !more {
             return Ok(false);
         }
     }
@@ -219,17 +244,21 @@ async fn write_all<T: Transport>(
             Some(stream) = resets.recv() => reset(stream),
         };
         last = matches!(first, Out::Goodbye { .. });
+        let mut moves = !matches!(first, Out::Ping);
         encoder.encode(first, &mut buf)?;
         while !last && buf.len() < CHUNK {
             let Ok(message) = messages.try_recv() else {
                 break;
             };
             last = matches!(message, Out::Goodbye { .. });
+            moves = true;
             encoder.encode(message, &mut buf)?;
         }
         write.write_all(&buf).await?;
         write.flush().await?;
-        activity.touch();
+        if moves {
+            activity.touch();
+        }
         buf.clear();
     }
     write.shutdown().await

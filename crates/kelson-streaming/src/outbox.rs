@@ -34,6 +34,8 @@ pub(crate) enum Out {
     Accept { stream: u32 },
     /// Refuses or ends a stream with this status (SPDY).
     Reset { stream: u32, status: u32 },
+    /// Asks for a sign of life.
+    Ping,
     /// Answers a ping with what it carried.
     Pong(Bytes),
     /// The last message, and whether it is because the other side broke the protocol.

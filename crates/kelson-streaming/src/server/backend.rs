@@ -71,6 +71,9 @@ pub trait Backend: Send + Sync + 'static {
         pod: &str,
         port: u16,
     ) -> impl Future<Output = Result<Self::Socket, BackendError>> + Send;
+
+    /// A client's connection is over, and what it needed is free again.
+    fn ended(&self) {}
 }
 
 /// The text of an error and of all its causes.

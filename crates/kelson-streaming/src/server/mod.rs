@@ -2,6 +2,7 @@
 
 mod backend;
 mod forward;
+mod hangup;
 mod http;
 mod process;
 mod tokens;
@@ -23,12 +24,15 @@ pub use backend::{Attach, Backend, BackendError, Exec, Io};
 pub use tokens::{MAX_TOKENS, TokenError};
 
 use crate::tls::{self, KeyPair, KeyPairError};
+use hangup::HangUp;
 use tokens::{Forward, Request, Tokens};
 
 /// Connections at once, at most; further ones wait.
 pub const MAX_CONNECTIONS: usize = 1024;
 /// How long a TLS handshake may take.
 const HANDSHAKE: Duration = Duration::from_secs(10);
+/// How long a runtime may take to read what a client sent before it went away.
+const LAST_INPUT: Duration = Duration::from_secs(10);
 /// How long sessions may take to end when the server does.
 const DRAIN: Duration = Duration::from_secs(5);
 
@@ -207,7 +211,8 @@ async fn accept(
         let state = Arc::clone(&shared);
         shared.sessions.spawn(async move {
             let _place = place;
-            serve(stream, tls, backend, state).await;
+            serve(stream, tls, Arc::clone(&backend), state).await;
+            backend.ended();
         });
     }
 }
@@ -218,17 +223,23 @@ async fn serve(
     backend: Arc<impl Backend>,
     shared: Arc<Shared>,
 ) {
-    if let Err(error) = prepare(&stream) {
-        debug!(%error, "a connection cannot be set up");
-        return;
-    }
-    let Some(tls) = tls else {
-        return http::serve(stream, backend, shared).await;
+    let client = match prepare(&stream).and_then(|()| HangUp::watch(&stream)) {
+        Ok(client) => client,
+        Err(error) => return debug!(%error, "a connection cannot be set up"),
     };
-    match timeout(HANDSHAKE, tls.accept(stream)).await {
-        Ok(Ok(stream)) => http::serve(stream, backend, shared).await,
-        Ok(Err(error)) => debug!(%error, "a TLS handshake failed"),
-        Err(_) => debug!("a TLS handshake took too long"),
+    let session = async {
+        let Some(tls) = tls else {
+            return http::serve(stream, backend, shared).await;
+        };
+        match timeout(HANDSHAKE, tls.accept(stream)).await {
+            Ok(Ok(stream)) => http::serve(stream, backend, shared).await,
+            Ok(Err(error)) => debug!(%error, "a TLS handshake failed"),
+            Err(_) => debug!("a TLS handshake took too long"),
+        }
+    };
+    tokio::select! {
+        () = session => {}
+        _ = client.abandoned(LAST_INPUT) => debug!("the client is gone and its input is not read"),
     }
 }
 

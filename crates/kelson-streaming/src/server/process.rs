@@ -8,9 +8,9 @@ use tokio::time::{Instant, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info};
 
-use super::Shared;
 use super::backend::{Attach, Backend, BackendError, Exec, Io, chain};
 use super::http::Agreed;
+use super::{LAST_INPUT, Shared};
 use crate::connection::Transport;
 use crate::outbox::Writer;
 use crate::pipe::{Feeder, Reader};
@@ -19,9 +19,6 @@ use crate::resize::Sizes;
 use crate::spdy::{Duplex, Incoming, Role, Session, value};
 use crate::status::Outcome;
 use crate::ws::{Channels, Side};
-
-/// How long a backend may take to read what a client sent before it went away.
-const LAST_INPUT: Duration = Duration::from_secs(10);
 
 /// A client with all of its streams.
 struct Client {

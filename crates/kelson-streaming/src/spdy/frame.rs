@@ -358,6 +358,8 @@ impl Encode for Encoder {
                 let body = [stream.to_be_bytes(), status.to_be_bytes()].concat();
                 control(RST_STREAM, &body, buf);
             }
+            // Only servers ask; theirs are even (2.6.5).
+            Out::Ping => control(PING, &2_u32.to_be_bytes(), buf),
             Out::Pong(id) => control(PING, &id, buf),
             Out::Goodbye { fault, last_stream } => {
                 // 0 is OK, 1 is PROTOCOL_ERROR (2.6.6).

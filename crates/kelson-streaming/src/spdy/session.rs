@@ -109,7 +109,8 @@ impl Session {
         let last_received = Arc::new(AtomicU32::new(0));
         let gone = Arc::new(AtomicBool::new(false));
         let encoder = Encoder::new()?;
-        let connection = Connection::start(transport, encoder, idle, to_reset, |outbox| Receiver {
+        let probes = role == Role::Server;
+        let receiver = |outbox| Receiver {
             decoder: Decoder::new(),
             role,
             table: Arc::clone(&table),
@@ -117,7 +118,8 @@ impl Session {
             outbox,
             last_received: Arc::clone(&last_received),
             gone: Arc::clone(&gone),
-        });
+        };
+        let connection = Connection::start(transport, encoder, idle, probes, to_reset, receiver);
         let session = Self {
             connection,
             table,
@@ -238,7 +240,7 @@ impl Receiver {
                 }
             }
             Frame::Ping(id) => {
-                // Those with this side's parity answer pings of this side, which sends none.
+                // Those with this side's parity answer pings of this side.
                 let ours = (id % 2 == 1) == (self.role == Role::Client);
                 if !ours {
                     let answer = Bytes::copy_from_slice(&id.to_be_bytes());

@@ -55,7 +55,8 @@ impl Channels {
         let encoder = Encoder { side, codec };
         // Nothing resets a channel.
         let (_, resets) = mpsc::unbounded_channel();
-        let connection = Connection::start(transport, encoder, idle, resets, |outbox| Receiver {
+        let probes = side == Side::Server;
+        let receiver = |outbox| Receiver {
             decoder: Decoder::new(match side {
                 Side::Client => Side::Server,
                 Side::Server => Side::Client,
@@ -64,7 +65,8 @@ impl Channels {
             feeders: feeders.clone(),
             message: Message::Head,
             outbox,
-        });
+        };
+        let connection = Connection::start(transport, encoder, idle, probes, resets, receiver);
         (
             Self {
                 connection,
@@ -149,6 +151,7 @@ impl Encode for Encoder {
                     }
                 }
             }
+            Out::Ping => frame::ping(&[], mask, buf),
             Out::Pong(body) => frame::pong(&body, mask, buf),
             // 1000 is a normal end, 1002 a protocol error (7.4.1).
             Out::Goodbye { fault, .. } => {

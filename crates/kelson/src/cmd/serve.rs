@@ -17,7 +17,7 @@ use kelson_cgroup::Hierarchy;
 use kelson_image::{ImageConfig, Images};
 use kelson_network::{Fallback, Network, NetworkConfig};
 use kelson_pod::{Pods, PodsConfig};
-use kelson_server::{About, PodStreams, Server, Services};
+use kelson_server::{About, PodStreams, Rest, Server, Services};
 use kelson_snapshot::{Limits, Options, Overlayfs, Snapshotter};
 use kelson_streaming::KeyPair;
 use sd_notify::NotifyState;
@@ -183,10 +183,11 @@ async fn build(config: &Config) -> anyhow::Result<(Pods, kelson_streaming::Serve
     tokio::task::spawn_blocking(move || collector.collect())
         .await
         .context("freeing unneeded layers was cut off")??;
-    let backend = Arc::new(PodStreams::new(pods.clone()));
-    let streaming = kelson_streaming::Server::bind(streaming_config(config)?, backend).await?;
+    let rest = Rest::start();
+    let backend = Arc::new(PodStreams::new(pods.clone(), rest.clone()));
+    let streaming = kelson_streaming::Server::bind(streaming_config(config), backend).await?;
     info!(address = streaming.base(), "serving streams");
-    let server = Server::new(Services {
+    let services = Services {
         pods: pods.clone(),
         streaming: streaming.clone(),
         images,
@@ -195,26 +196,22 @@ async fn build(config: &Config) -> anyhow::Result<(Pods, kelson_streaming::Serve
             config: config.to_json(),
             root: config.root.clone(),
         },
-    });
+    };
+    let server = Server::new(services, rest);
     Ok((pods, streaming, server))
 }
 
 /// The streaming server that a configuration describes.
-fn streaming_config(config: &Config) -> anyhow::Result<kelson_streaming::Config> {
-    let tls = match (&config.streaming_tls_cert, &config.streaming_tls_key) {
-        (Some(certificate), Some(key)) => Some(KeyPair {
-            certificate: certificate.clone(),
-            key: key.clone(),
-        }),
-        (None, None) => None,
-        _ => bail!("streaming.tls_cert and streaming.tls_key need each other; set both or neither"),
-    };
-    Ok(kelson_streaming::Config {
+fn streaming_config(config: &Config) -> kelson_streaming::Config {
+    // One without the other is refused when the configuration is read.
+    let pair = config.streaming_tls_cert.clone();
+    let pair = pair.zip(config.streaming_tls_key.clone());
+    kelson_streaming::Config {
         address: (config.streaming_address, config.streaming_port).into(),
         idle: Duration::from_secs(config.streaming_idle_timeout),
-        tls,
+        tls: pair.map(|(certificate, key)| KeyPair { certificate, key }),
         ..kelson_streaming::Config::default()
-    })
+    }
 }
 
 fn open_snapshotter(

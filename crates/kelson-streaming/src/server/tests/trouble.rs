@@ -146,6 +146,39 @@ async fn clients_that_vanish_leave_nothing() {
 }
 
 #[tokio::test]
+async fn a_client_that_goes_while_its_input_waits_leaves_nothing() {
+    let (server, backend) = start(Config::default()).await;
+    let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = silent.local_addr().unwrap().port();
+    for protocols in BOTH {
+        let mut process = run(&server, protocols, &["sleep"], ALL).await;
+        let stdin = process.stdin.as_mut().unwrap();
+        let endless = async {
+            loop {
+                stdin.write_all(&[0; 65536]).await.unwrap();
+            }
+        };
+        let _: Result<(), _> = timeout(Duration::from_millis(300), endless).await;
+        drop(process);
+        // The same into a connection whose other end never reads.
+        let forwarder = forwarder(&server, protocols).await;
+        let (near, mut far) = tokio::io::duplex(65536);
+        let endless = async {
+            loop {
+                far.write_all(&[0; 65536]).await.unwrap();
+            }
+        };
+        let _: Result<((), ()), _> = timeout(Duration::from_millis(300), async {
+            tokio::join!(endless, async { drop(forwarder.relay(port, near).await) })
+        })
+        .await;
+        drop(forwarder);
+    }
+    until(&backend, 0).await;
+    until_idle(&server).await;
+}
+
+#[tokio::test]
 async fn streams_that_do_not_come_end_the_session() {
     let config = Config {
         creation: Duration::from_millis(100),
