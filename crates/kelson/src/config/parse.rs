@@ -1,5 +1,6 @@
 //! Reading the files: every mistake of every file is found before anything is reported.
 
+use std::collections::HashMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
@@ -73,10 +74,12 @@ pub(crate) fn load_or_default(explicit: Option<&Path>) -> Result<Config, ConfigE
 pub(crate) fn load(main: &Path, required: bool) -> Result<Config, ConfigError> {
     let mut config = defaults();
     let mut mistakes = Vec::new();
+    let mut places = Places::new();
     for file in files(main, required)? {
         let text = read(&file)?;
-        apply(&mut config, &file, &text, &mut mistakes);
+        apply(&mut config, &file, &text, &mut places, &mut mistakes);
     }
+    mistakes.extend(alone(&config, &places));
     if mistakes.is_empty() {
         Ok(config)
     } else {
@@ -128,15 +131,38 @@ fn read(path: &Path) -> Result<String, ConfigError> {
     std::fs::read_to_string(path).map_err(unreadable)
 }
 
+/// File and line where each key was set last.
+type Places = HashMap<&'static str, (PathBuf, usize)>;
+
+/// Keys that have no effect without each other, which may be in different files.
+fn alone(config: &Config, places: &Places) -> Option<Mistake> {
+    let (set, missing) = match (&config.streaming_tls_cert, &config.streaming_tls_key) {
+        (Some(_), None) => ("streaming.tls_cert", "streaming.tls_key"),
+        (None, Some(_)) => ("streaming.tls_key", "streaming.tls_cert"),
+        _ => return None,
+    };
+    let (file, line) = places.get(set)?.clone();
+    let text = format!("{set}: has no use without {missing}; set both or neither");
+    Some(Mistake { file, line, text })
+}
+
 /// Applies one file's text to `config` and adds its mistakes.
-fn apply(config: &mut Config, file: &Path, text: &str, mistakes: &mut Vec<Mistake>) {
-    let mut report = |offset: usize, text_of_mistake: String, source: &str| {
-        let before = source.as_bytes().get(..offset).unwrap_or(source.as_bytes());
-        let line = 1 + before.iter().filter(|byte| **byte == b'\n').count();
+fn apply(
+    config: &mut Config,
+    file: &Path,
+    text: &str,
+    places: &mut Places,
+    mistakes: &mut Vec<Mistake>,
+) {
+    let line_of = |offset: usize| {
+        let before = text.as_bytes().get(..offset).unwrap_or(text.as_bytes());
+        1 + before.iter().filter(|byte| **byte == b'\n').count()
+    };
+    let mut report = |offset: usize, text: String| {
         mistakes.push(Mistake {
             file: file.to_owned(),
-            line,
-            text: text_of_mistake,
+            line: line_of(offset),
+            text,
         });
     };
     let (document, errors) = DeTable::parse_recoverable(text);
@@ -145,7 +171,6 @@ fn apply(config: &mut Config, file: &Path, text: &str, mistakes: &mut Vec<Mistak
         report(
             error.span().map_or(0, |span| span.start),
             error.message().to_owned(),
-            text,
         );
     }
     if broken {
@@ -157,18 +182,13 @@ fn apply(config: &mut Config, file: &Path, text: &str, mistakes: &mut Vec<Mistak
             .iter()
             .any(|key| key.name.split('.').next() == Some(table_name));
         if !known_table {
-            report(
-                table.span().start,
-                unknown("table", table_name, tables()),
-                text,
-            );
+            report(table.span().start, unknown("table", table_name, tables()));
             continue;
         }
         let Some(entries) = entries.get_ref().as_table() else {
             report(
                 table.span().start,
                 format!("`{table_name}` is a table: write [{table_name}]"),
-                text,
             );
             continue;
         };
@@ -176,15 +196,13 @@ fn apply(config: &mut Config, file: &Path, text: &str, mistakes: &mut Vec<Mistak
             let full = format!("{table_name}.{}", name.get_ref());
             match KEYS.iter().find(|key| key.name == full) {
                 Some(key) => {
+                    let offset = value.span().start;
+                    places.insert(key.name, (file.to_owned(), line_of(offset)));
                     if let Err(problem) = (key.set)(config, value.get_ref()) {
-                        report(value.span().start, format!("{full}: {problem}"), text);
+                        report(offset, format!("{full}: {problem}"));
                     }
                 }
-                None => report(
-                    name.span().start,
-                    unknown("key", &full, names(table_name)),
-                    text,
-                ),
+                None => report(name.span().start, unknown("key", &full, names(table_name))),
             }
         }
     }
@@ -217,8 +235,10 @@ mod tests {
 
     fn parse(text: &str) -> (Config, Vec<Mistake>) {
         let mut config = defaults();
-        let mut mistakes = Vec::new();
-        apply(&mut config, Path::new("config.toml"), text, &mut mistakes);
+        let (mut mistakes, mut places) = (Vec::new(), Places::new());
+        let file = Path::new("config.toml");
+        apply(&mut config, file, text, &mut places, &mut mistakes);
+        mistakes.extend(alone(&config, &places));
         (config, mistakes)
     }
 
@@ -227,6 +247,16 @@ mod tests {
         let (config, mistakes) = parse(&default_text());
         assert_eq!(mistakes, []);
         assert_eq!(config, defaults());
+    }
+
+    #[test]
+    fn a_certificate_needs_its_key() {
+        let (_, mistakes) = parse("[streaming]\n\ntls_cert = \"/a\"\n");
+        assert_eq!(mistakes.len(), 1, "{mistakes:?}");
+        assert_eq!(mistakes[0].line, 3);
+        assert!(mistakes[0].text.contains("streaming.tls_key"));
+        let (_, mistakes) = parse("[streaming]\ntls_cert = \"/a\"\ntls_key = \"/b\"\n");
+        assert_eq!(mistakes, []);
     }
 
     #[test]
