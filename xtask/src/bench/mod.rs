@@ -45,6 +45,7 @@ const QUICK: &[&str] = &[
     "--calls=5",
     "--idle=2",
     "--log-size=32",
+    "--stream-size=32",
     "--pulls=1",
     "--pull-size=64",
     "--warm=256",

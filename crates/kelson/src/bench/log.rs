@@ -65,7 +65,7 @@ pub(super) async fn run(bench: &Arc<Bench>, report: &mut Report) -> Result<()> {
 }
 
 #[expect(clippy::cast_precision_loss, reason = "megabytes")]
-fn rate(bytes: u64, time: Duration) -> f64 {
+pub(super) fn rate(bytes: u64, time: Duration) -> f64 {
     bytes as f64 / f64::from(1 << 20) / time.as_secs_f64()
 }
 

@@ -21,6 +21,7 @@ mod restart;
 mod run;
 mod runtime;
 mod samples;
+mod stream;
 
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -86,6 +87,9 @@ pub(crate) struct Args {
     /// Output of a container to its log, in MiB
     #[arg(long, default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..))]
     log_size: u32,
+    /// Bytes through each exec and each forwarded port, in MiB
+    #[arg(long, default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..))]
+    stream_size: u32,
     /// Pulls of each image
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
     pulls: u32,
@@ -117,6 +121,8 @@ enum Section {
     Fleet,
     /// Output of a container to its log
     Log,
+    /// Exec and port-forward
+    Stream,
 }
 
 /// A run of the benchmark.

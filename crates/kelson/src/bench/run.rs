@@ -11,7 +11,7 @@ use super::peer::Peer;
 use super::pod::{self, Network, Up};
 use super::processes::Processes;
 use super::report::{Contender, Report};
-use super::{Bench, Section, fleet, log, pull, runtime};
+use super::{Bench, Section, fleet, log, pull, runtime, stream};
 
 /// A runtime is at rest when it uses less than this in each [`PERIOD`].
 const REST: Duration = Duration::from_millis(3);
@@ -50,6 +50,7 @@ impl Bench {
                 Section::Host => "Pods on the host's network, one after another",
                 Section::Fleet => "Many pods",
                 Section::Log => "Output of a container",
+                Section::Stream => "Exec and port-forward",
             });
             match section {
                 Section::Pull => pull::run(self, &mut report).await,
@@ -57,6 +58,7 @@ impl Bench {
                 Section::Host => pod::run(self, Network::Host, &mut report).await,
                 Section::Fleet => fleet::run(self, &mut report).await,
                 Section::Log => log::run(self, &mut report).await?,
+                Section::Stream => stream::run(self, &mut report).await?,
             }
         }
         Ok(report)
@@ -69,6 +71,7 @@ impl Bench {
             Section::Host,
             Section::Fleet,
             Section::Log,
+            Section::Stream,
         ];
         let only = &self.args.only;
         let wanted = |section: &Section| only.is_empty() || only.contains(section);

@@ -22,6 +22,7 @@ const SMALL: &[&str] = &[
     "--calls=2",
     "--idle=1",
     "--log-size=2",
+    "--stream-size=2",
     "--pulls=1",
     "--pull-size=4",
     "--warm=8",
