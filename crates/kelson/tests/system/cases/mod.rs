@@ -24,6 +24,7 @@ mod registry;
 mod security;
 mod selinux;
 mod stats;
+mod streams;
 mod systemd;
 mod targets;
 mod updates;
@@ -59,6 +60,7 @@ pub(crate) fn all() -> Vec<Case> {
         security::cases(),
         selinux::cases(),
         stats::cases(),
+        streams::cases(),
         systemd::cases(),
         targets::cases(),
         updates::cases(),
