@@ -13,11 +13,15 @@ const RELEASE: &str = "trixie";
 /// Debian's keys.
 const KEYS: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 
+/// The machine's own CRIU if it works on this kernel.
+pub(crate) fn installed() -> Option<PathBuf> {
+    Some(PathBuf::from("/usr/sbin/criu")).filter(|criu| works(criu))
+}
+
 /// A CRIU that works on this kernel; the error says why there is none.
 pub(crate) fn find(root: &Path) -> Result<PathBuf> {
-    let debian = Path::new("/usr/sbin/criu");
-    if works(debian) {
-        return Ok(debian.to_owned());
+    if let Some(criu) = installed() {
+        return Ok(criu);
     }
     let folder = root.join("target/tools/criu");
     let wanted = folder.join("criu");

@@ -160,7 +160,7 @@ fn specs(
     command
         .arg(format!("-runtime-endpoint={endpoint}"))
         .arg(format!("-ginkgo.json-report={}", file.display()))
-        .args(["-ginkgo.no-color", "-ginkgo.timeout=40m"])
+        .args(["-ginkgo.no-color", "-ginkgo.timeout=2h"])
         .args(flags)
         .args(
             excluded

@@ -8,9 +8,8 @@ use anyhow::{Context, Result, bail};
 
 use super::payload::{self, Test};
 use super::{Options, Suite};
-use crate::conformance;
-use crate::setup;
 use crate::test::Tally;
+use crate::{conformance, criu, setup};
 
 /// What is run for every change, as test program and filter (empty: all of it): what the machine at
 /// hand may not have, in little time.
@@ -19,9 +18,10 @@ const CHOSEN: &[(&str, &str)] = &[
     ("kelson/system", "systemd::"),
     ("kelson/system", "updates::"),
     ("kelson/system", "containers::out_of_memory"),
+    ("kelson/system", "userns::"),
 ];
-/// The specs of the validation suite for every change.
-const CHOSEN_SPECS: &str = "basic operations on container";
+/// The specs of the validation suite for every change: all that need AppArmor.
+const CHOSEN_SPECS: &str = "AppArmor";
 
 /// Runs what the options want; an error if something failed.
 pub(crate) fn run(root: &Path, options: &Options) -> Result<()> {
@@ -57,6 +57,7 @@ fn system(root: &Path, options: &Options) -> Result<()> {
     if options.chosen && runs.len() != CHOSEN.len() {
         bail!("a test program of the chosen ones is not there any more");
     }
+    let criu = criu::installed();
     let mut tally = Tally::default();
     let mut broken = Vec::new();
     for (test, filter) in runs {
@@ -66,6 +67,7 @@ fn system(root: &Path, options: &Options) -> Result<()> {
             .current_dir(&test.dir)
             .env("CARGO_MANIFEST_DIR", &test.dir)
             .env("KELSON_TEST_CRICTL", setup::crictl(root)?)
+            .envs(criu.iter().map(|path| ("KELSON_TEST_CRIU", path)))
             .args(filter.filter(|filter| !filter.is_empty()))
             .args(slow().then_some("--test-threads=1"))
             .arg("--show-output");

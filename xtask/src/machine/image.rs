@@ -5,6 +5,7 @@ use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 
@@ -42,6 +43,8 @@ const LEFT_OUT: &[&str] = &[
     "/usr/share/man/*",
     "/usr/share/locale/*",
     "/usr/share/info/*",
+    // The kernel is started without an initrd.
+    "/etc/kernel/postinst.d/initramfs-tools",
 ];
 
 /// Starts the tests once the machine is up. Its output goes to the second serial port.
@@ -108,6 +111,7 @@ pub(crate) fn make(root: &Path, release: Release) -> Result<Image> {
         "building the machine's image from Debian {} packages",
         release.name()
     );
+    let begin = Instant::now();
     fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
     let _ = fs::remove_file(&known);
     // The tree has to be as its packages made it, so it is made where the machine at hand keeps
@@ -119,6 +123,7 @@ pub(crate) fn make(root: &Path, release: Release) -> Result<Image> {
     kernel(tree.path(), &image.kernel)?;
     disk(tree.path(), &image.disk, "3G")?;
     fs::write(&known, wanted).with_context(|| format!("cannot write {}", known.display()))?;
+    println!("built it in {} s", begin.elapsed().as_secs());
     Ok(image)
 }
 
@@ -131,11 +136,9 @@ fn packages() -> String {
 }
 
 fn inputs(release: Release) -> String {
-    format!(
-        "{}\n{}\n{LEFT_OUT:?}\n{UNIT}{START}",
-        release.name(),
-        packages()
-    )
+    // What is in this file makes the image.
+    let how = include_str!("image.rs");
+    format!("{}\n{}\n{how}\n{START}", release.name(), packages())
 }
 
 fn bootstrap(release: Release, tree: &Path) -> Result<()> {
@@ -172,7 +175,10 @@ fn configure(tree: &Path) -> Result<()> {
     write("etc/hostname", "machine\n")?;
     write("etc/hosts", "127.0.0.1 localhost\n192.0.2.10 machine\n")?;
     write("etc/resolv.conf", "nameserver 192.0.2.1\n")?;
-    write("etc/machine-id", "")?;
+    // Neither a first boot nor one after an update, which would be got ready for.
+    write("etc/machine-id", "0123456789abcdef0123456789abcdef\n")?;
+    write("etc/.updated", "")?;
+    write("var/.updated", "")?;
     let script = tree.join("usr/lib/kelson-tests");
     let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
     fs::set_permissions(script, mode).context("cannot make the start script executable")?;
@@ -201,9 +207,11 @@ fn configure(tree: &Path) -> Result<()> {
         "e2scrub_all.timer",
         "fstrim.timer",
         "docker-registry.service",
+        "systemd-logind.service",
         "systemd-timesyncd.service",
         "systemd-networkd.service",
         "systemd-pcrphase.service",
+        "systemd-user-sessions.service",
     ] {
         link("/dev/null", unused)?;
     }

@@ -13,7 +13,7 @@ else
     exec > /dev/ttyS1 2>&1
 fi
 export HOME=/root PATH=/usr/sbin:/usr/bin:/sbin:/bin KELSON_TEST_SLOW="$(word slow)"
-modprobe virtio_blk && udevadm settle
+modprobe virtio_blk
 mkdir -p "$root" && mount /dev/vda "$root" && cd "$root" || poweroff --force --force
 if [ "$(word shell)" ]; then
     echo "The tests are here: target/machine-guest machine --inside runs them. Leave with exit."

@@ -84,6 +84,11 @@ where
 }
 
 impl Case {
+    /// What it is called.
+    pub(crate) fn name(&self) -> &'static str {
+        self.name
+    }
+
     /// The case needs something more.
     pub(crate) fn needs(mut self, need: Need) -> Self {
         self.needs.push(need);

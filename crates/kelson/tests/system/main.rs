@@ -24,6 +24,12 @@ fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
     // Every case has a daemon and containers: more than this at once only measures the machine.
     arguments.test_threads = arguments.test_threads.or(Some(2));
-    let trials: Vec<Trial> = cases::all().into_iter().map(case::Case::trial).collect();
+    // What a case lacks is told only of those that were asked for.
+    let asked = |case: &case::Case| {
+        let filter = arguments.filter.as_ref();
+        filter.is_none_or(|filter| case.name().contains(filter.as_str()))
+    };
+    let cases = cases::all().into_iter().filter(asked);
+    let trials: Vec<Trial> = cases.map(case::Case::trial).collect();
     libtest_mimic::run(&arguments, trials).exit_code()
 }
