@@ -61,9 +61,17 @@ fn profile(field: &str, profile: v1::SecurityProfile) -> Result<Profile, VerbErr
     Ok(match kind {
         ProfileType::RuntimeDefault => Profile::RuntimeDefault,
         ProfileType::Unconfined => Profile::Unconfined,
-        ProfileType::Localhost => Profile::Localhost(profile.localhost_ref),
+        // Some clients write the deprecated path here, too.
+        ProfileType::Localhost => {
+            let name = profile.localhost_ref;
+            let bare = name.strip_prefix(LOCALHOST).map(str::to_owned);
+            Profile::Localhost(bare.unwrap_or(name))
+        }
     })
 }
+
+/// What a deprecated path of a profile by name begins with.
+const LOCALHOST: &str = "localhost/";
 
 /// The new profile field, or the deprecated path beside it (`runtime/default`, `unconfined`,
 /// `localhost/…`, or empty for none).
@@ -79,7 +87,7 @@ fn profile_or_old(
         "" => None,
         "runtime/default" | "docker/default" => Some(Profile::RuntimeDefault),
         "unconfined" => Some(Profile::Unconfined),
-        other => match other.strip_prefix("localhost/") {
+        other => match other.strip_prefix(LOCALHOST) {
             Some(reference) => Some(Profile::Localhost(reference.to_owned())),
             None => {
                 return Err(VerbError::invalid(format!(
@@ -130,4 +138,28 @@ fn id_mappings_back(mappings: &[IdMapping]) -> Vec<v1::IdMapping> {
             length: line.length,
         })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_profile_by_name_in_every_writing() {
+        let new = |name: &str| {
+            Some(v1::SecurityProfile {
+                profile_type: v1::security_profile::ProfileType::Localhost.into(),
+                localhost_ref: name.to_owned(),
+            })
+        };
+        for (new, old) in [
+            (new("mine"), ""),
+            (new("localhost/mine"), "localhost/other"),
+            (None, "localhost/mine"),
+        ] {
+            let found = profile_or_old("apparmor", new, old).unwrap();
+            assert_eq!(found, Some(Profile::Localhost("mine".to_owned())));
+        }
+        assert!(profile_or_old("apparmor", None, "mine").is_err());
+    }
 }
