@@ -561,7 +561,7 @@ async fn layers_come_side_by_side_and_stay_in_order() {
     let lowest = Digest::of(&layers[0].layer).to_string();
     let fixture = Fixture::start(served, move |seen, _| {
         if seen.path.ends_with(&lowest) {
-            Act::Drip(40, Duration::from_millis(200))
+            Act::Drip(20, Duration::from_millis(200))
         } else {
             Act::Serve
         }
@@ -571,7 +571,11 @@ async fn layers_come_side_by_side_and_stay_in_order() {
     let name = fixture.image("stack");
     let pull = node.pull(&name);
     let watch = async {
-        tokio::time::sleep(Duration::from_millis(500)).await;
+        // The lowest takes some seconds.
+        let begin = std::time::Instant::now();
+        while fixture.blob_requests() < 9 && begin.elapsed() < Duration::from_secs(7) {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
         (fixture.blob_requests(), node.snapshots.layers().len())
     };
     let (result, (asked, committed)) = tokio::join!(pull, watch);

@@ -342,7 +342,7 @@ async fn sizes(world: World) -> World {
     let mut session = pod.shim.exec(request, SOON).await.unwrap();
     let resizer = session.resizer();
     let mut text = String::new();
-    while !text.contains("ready") {
+    while !text.contains("ready\r\n") {
         let Output::Stdout(bytes) = session.next().await.unwrap() else {
             panic!()
         };
@@ -430,7 +430,8 @@ async fn hangs_up(world: World) -> World {
     let request = terminal_request(
         &pod,
         id,
-        "trap 'echo > /tmp/hup; exit' HUP; echo up; read x; read x",
+        // One that reads may see the end of its input first.
+        "trap 'echo > /tmp/hup; exit' HUP; echo up; while :; do sleep 0.02; done",
     );
     let mut session = pod.shim.exec(request, SOON).await.unwrap();
     session.next().await.unwrap();

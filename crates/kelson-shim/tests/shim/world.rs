@@ -16,7 +16,7 @@ use kelson_shim::proto::{
 };
 use libtest_mimic::Trial;
 
-pub(crate) const SOON: Duration = Duration::from_secs(20);
+pub(crate) const SOON: Duration = Duration::from_secs(60);
 
 /// A test with a world of its own.
 pub(crate) fn trial<F, Fut>(name: &str, test: F) -> Trial
