@@ -29,6 +29,9 @@ pub(super) fn cases() -> Vec<Case> {
         case(on_node("systemd::out_of_memory", |node| {
             Box::pin(oom(node))
         })),
+        case(on_node("systemd::out_of_memory_of_a_group", |node| {
+            Box::pin(group_oom(node))
+        })),
         case(on_node("systemd::a_limit_of_one_process", |node| {
             Box::pin(one_process(node))
         })),
@@ -255,5 +258,24 @@ async fn oom(node: &mut Node) -> Outcome {
         ensure!(status.reason == "OOMKilled", "{status:?}");
         node.remove_pod(&pod).await?;
     }
+    Ok(())
+}
+
+/// All die together, as the kubelet asks for on v2: the shell does not outlive its child.
+async fn group_oom(node: &mut Node) -> Outcome {
+    node.use_systemd().await?;
+    let image = node.busybox().await?;
+    let mut config = shell("main", &image, "tail /dev/zero; exec sleep 1000");
+    config.linux.as_mut().context("no linux")?.resources = Some(v1::LinuxContainerResources {
+        memory_limit_in_bytes: 16 << 20,
+        unified: [("memory.oom.group".to_owned(), "1".to_owned())].into(),
+        ..Default::default()
+    });
+    let (_, container) = node.run(&pod(&node.logs()), config).await?;
+    let status = node.exited(&container).await?;
+    ensure!(
+        status.reason == "OOMKilled" && status.exit_code == 137,
+        "{status:?}"
+    );
     Ok(())
 }
