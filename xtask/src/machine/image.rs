@@ -32,6 +32,8 @@ const PACKAGES: &[&str] = &[
     "iptables",
     "kmod",
     "linux-image-cloud-amd64",
+    // critest loads its AppArmor profiles with it.
+    "sudo",
     "systemd",
     "systemd-sysv",
     "udev",
