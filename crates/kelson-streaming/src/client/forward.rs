@@ -3,11 +3,11 @@
 use std::io;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncBufRead, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
 
 use super::dial::{ConnectError, Dialed, Options, dial};
 use super::{CREATION, IDLE, SourceError};
-use crate::outbox::Writer;
+use crate::outbox::{MAX_MESSAGE, Writer};
 use crate::pipe::Reader;
 use crate::protocol::{PORT, PORT_FORWARD, REQUEST_ID, STREAM_TYPE, TUNNEL};
 use crate::spdy::{Duplex, OpenError, Role, Session};
@@ -149,9 +149,12 @@ async fn relay(
         mut writer,
         ..
     } = data;
-    let (mut from, mut to) = tokio::io::split(local);
+    let (from, mut to) = tokio::io::split(local);
+    let mut from = BufReader::with_capacity(MAX_MESSAGE, from);
     let down = async {
-        tokio::io::copy(&mut reader, &mut to).await?;
+        while let Some(piece) = reader.next().await? {
+            to.write_all(&piece).await?;
+        }
         to.shutdown().await
     };
     let up = send(&mut from, &mut writer);
@@ -179,7 +182,7 @@ async fn relay(
     (copied, String::from_utf8_lossy(&text).into_owned())
 }
 
-async fn send(from: &mut (impl AsyncRead + Unpin), writer: &mut Writer) -> io::Result<()> {
-    tokio::io::copy(from, writer).await?;
+async fn send(from: &mut (impl AsyncBufRead + Unpin), writer: &mut Writer) -> io::Result<()> {
+    tokio::io::copy_buf(from, writer).await?;
     writer.shutdown().await
 }

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::io;
 use std::sync::Arc;
 
-use tokio::io::{AsyncWriteExt, copy};
+use tokio::io::{AsyncWriteExt, BufReader, copy_buf};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 use tracing::debug;
@@ -14,7 +14,7 @@ use super::backend::{Backend, chain};
 use super::http::Agreed;
 use super::tokens::Forward;
 use crate::connection::Transport;
-use crate::outbox::Writer;
+use crate::outbox::{MAX_MESSAGE, Writer};
 use crate::pipe::Reader;
 use crate::protocol::{PORT, REQUEST_ID, STREAM_TYPE};
 use crate::spdy::{Duplex, Incoming, Role, Session, value};
@@ -189,9 +189,12 @@ async fn forward(
 ) {
     let outcome = async {
         let socket = backend.dial(pod, port).await?;
-        let (mut from, mut to) = tokio::io::split(socket);
+        let (from, mut to) = tokio::io::split(socket);
+        let mut from = BufReader::with_capacity(MAX_MESSAGE, from);
         let up = async {
-            copy(&mut reader, &mut to).await?;
+            while let Some(piece) = reader.next().await? {
+                to.write_all(&piece).await?;
+            }
             // A target that has closed already needs not be told.
             match to.shutdown().await {
                 Err(error) if error.kind() == io::ErrorKind::NotConnected => Ok(()),
@@ -199,7 +202,7 @@ async fn forward(
             }
         };
         let down = async {
-            copy(&mut from, &mut writer).await?;
+            copy_buf(&mut from, &mut writer).await?;
             writer.shutdown().await
         };
         tokio::try_join!(up, down)?;
