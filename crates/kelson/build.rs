@@ -1,0 +1,13 @@
+//! Links the program at a fixed address.
+//!
+//! Relocating it would copy 160 pages whenever it is executed, which `kelson oci` is three times for a
+//! container, and keep them for the daemon and the zygote. Heap, stacks and libraries stay where the kernel's
+//! chance puts them.
+
+fn main() {
+    println!("cargo::rerun-if-changed=build.rs");
+    let target = |key: &str| std::env::var(format!("CARGO_CFG_TARGET_{key}")).unwrap_or_default();
+    if target("OS") == "linux" && target("ENV") == "gnu" {
+        println!("cargo::rustc-link-arg-bins=-no-pie");
+    }
+}
