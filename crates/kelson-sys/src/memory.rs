@@ -10,6 +10,16 @@ pub fn trim() {
     }
 }
 
+/// Makes the allocator keep two heaps at most, however many threads there are: what many threads free is
+/// of use to all of them, and less lies about. Without glibc it does nothing.
+pub fn share_heaps() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: mallopt has no preconditions.
+    unsafe {
+        libc::mallopt(libc::M_ARENA_MAX, 2);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     #[cfg(target_env = "gnu")]

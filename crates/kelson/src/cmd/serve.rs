@@ -58,9 +58,11 @@ pub(crate) fn run(arguments: &Serve) -> anyhow::Result<ExitCode> {
     if !rustix::process::geteuid().is_root() {
         bail!("kelson serve needs root: it makes namespaces, mounts and cgroups; run it with sudo");
     }
+    kelson_sys::memory::share_heaps();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(workers())
         .max_blocking_threads(64)
+        .thread_keep_alive(KEEP_THREADS)
         .thread_name("kelson")
         .enable_all()
         .build()
@@ -69,6 +71,9 @@ pub(crate) fn run(arguments: &Serve) -> anyhow::Result<ExitCode> {
     runtime.shutdown_timeout(Duration::from_secs(2));
     Ok(ExitCode::SUCCESS)
 }
+
+/// How long a thread without work is kept; each has a stack that was used.
+const KEEP_THREADS: Duration = Duration::from_secs(2);
 
 /// Threads for the daemon's own work: it mostly waits, so few are enough.
 fn workers() -> usize {
