@@ -1,6 +1,6 @@
 //! Overlays of directories of the host: a container's root, and the trees of other images.
 
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -13,6 +13,11 @@ use rustix::mount::MountFlags;
 
 use super::mounts::map_ids;
 use super::{Failure, OrFail};
+
+/// What is written is not forced to the disk, neither by fsync(2) nor when the overlay is unmounted, which
+/// would write everything of its file system when a container ends. A container does not outlive its
+/// machine's power, so nobody could read it. Such an overlay can be mounted once.
+const VOLATILE: &CStr = c"volatile";
 
 /// Longest value that fsconfig(2) takes.
 const MAX_OPTION: usize = 255;
@@ -100,6 +105,8 @@ impl Layers<'_> {
                 fs.set(key, &c_path(path)?)
                     .map_err(|e| explained(&fs, "configure the overlay", e))?;
             }
+            fs.flag(VOLATILE)
+                .map_err(|e| explained(&fs, "make the overlay volatile", e))?;
         }
         if let Some(label) = self.label {
             fs.set(c"context", &c_label(label)?)
@@ -131,6 +138,8 @@ impl Layers<'_> {
             options.extend(escaped(upper, b",\\"));
             options.extend_from_slice(b",workdir=");
             options.extend(escaped(work, b",\\"));
+            options.push(b',');
+            options.extend_from_slice(VOLATILE.to_bytes());
         }
         if options.len() > MAX_OPTIONS {
             return Err(Failure::new(format!(

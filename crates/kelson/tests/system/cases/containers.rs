@@ -11,6 +11,9 @@ use crate::pod::{command, pod, shell};
 
 pub(super) fn cases() -> Vec<Case> {
     vec![
+        on_node("containers::layers_do_not_wait_for_the_disk", |node| {
+            Box::pin(volatile(node))
+        }),
         on_node("containers::life", |node| Box::pin(life(node))),
         on_node("containers::exit_codes_and_reasons", |node| {
             Box::pin(exits(node))
@@ -36,6 +39,15 @@ pub(super) fn cases() -> Vec<Case> {
             Box::pin(image_gone(node))
         }),
     ]
+}
+
+/// Else the file system of all layers would be written out whenever a container ends.
+async fn volatile(node: &mut Node) -> Outcome {
+    let image = node.busybox().await?;
+    let config = shell("main", &image, "grep ' / overlay ' /proc/mounts");
+    let (mounts, _) = node.run_to_end(config).await?;
+    ensure!(mounts.contains(",volatile"), "{mounts}");
+    Ok(())
 }
 
 async fn life(node: &mut Node) -> Outcome {
