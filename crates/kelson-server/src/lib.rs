@@ -4,6 +4,7 @@
 //! verb runs in one wrapper that gives it its span, log line, deadline, count and status code.
 //! Nothing here keeps state of its own, and no protobuf type leaves this crate downwards.
 
+mod deadline;
 mod error;
 
 mod image;
@@ -26,6 +27,7 @@ use kelson_network::Network;
 use kelson_pod::{Container, ContainerId, MAX_EXEC_OUTPUT, Pod, PodId, Pods, Snapshot};
 use tonic::service::Routes;
 
+pub use crate::deadline::{Deadline, Deadlines};
 use crate::error::VerbError;
 pub use crate::instrument::{Instrument, VerbCount};
 pub use crate::rest::Rest;

@@ -17,7 +17,7 @@ use kelson_cgroup::Hierarchy;
 use kelson_image::{ImageConfig, Images};
 use kelson_network::{Fallback, Network, NetworkConfig};
 use kelson_pod::{Pods, PodsConfig};
-use kelson_server::{About, PodStreams, Rest, Server, Services};
+use kelson_server::{About, Deadlines, PodStreams, Rest, Server, Services};
 use kelson_snapshot::{Limits, Options, Overlayfs, Snapshotter};
 use kelson_streaming::KeyPair;
 use sd_notify::NotifyState;
@@ -93,6 +93,7 @@ async fn serve(config: &Config) -> anyhow::Result<()> {
     tell_systemd(NotifyState::Ready);
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
     let serving = tonic::transport::Server::builder()
+        .layer(Deadlines)
         .add_routes(server.routes())
         .serve_with_incoming_shutdown(UnixListenerStream::new(listener), async {
             // An error says that the sender is gone, which means the same.
