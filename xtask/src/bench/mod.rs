@@ -5,6 +5,7 @@
 
 mod budgets;
 mod docs;
+mod hierarchies;
 mod node;
 
 use std::fs;
@@ -143,6 +144,7 @@ fn cri(
     dir: &Path,
     html: &Path,
 ) -> Result<Value> {
+    hierarchies::wait_for_mounted()?;
     let runtime = tokio::runtime::Runtime::new().context("cannot start the registry")?;
     let pause = node::pause(root, tools)?;
     let image = ImageBuilder::new().file("/pause", &pause, 0o755)?;
