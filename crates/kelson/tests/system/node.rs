@@ -231,6 +231,18 @@ impl Node {
             .context("a status without a status")
     }
 
+    /// The process of a pod's shim.
+    pub(crate) async fn shim_pid(&self, pod: &str) -> anyhow::Result<u32> {
+        let request = v1::PodSandboxStatusRequest {
+            pod_sandbox_id: pod.to_owned(),
+            verbose: true,
+        };
+        let info = self.client.pod_sandbox_status(request).await?.info;
+        let info: serde_json::Value = serde_json::from_str(&info["info"])?;
+        let pid = info["pid"].as_u64().context("the shim has no pid")?;
+        Ok(u32::try_from(pid)?)
+    }
+
     /// Waits until a container has exited; its status.
     pub(crate) async fn exited(&self, container: &str) -> anyhow::Result<v1::ContainerStatus> {
         let deadline = Instant::now() + PATIENCE;

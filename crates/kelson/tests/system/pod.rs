@@ -81,3 +81,18 @@ pub(crate) fn command(name: &str, image: &str, command: &[&str]) -> v1::Containe
         ..Default::default()
     }
 }
+
+/// The same with another security context.
+pub(crate) fn with_security(
+    mut config: v1::ContainerConfig,
+    change: impl FnOnce(&mut v1::LinuxContainerSecurityContext),
+) -> v1::ContainerConfig {
+    if let Some(security) = config
+        .linux
+        .as_mut()
+        .and_then(|linux| linux.security_context.as_mut())
+    {
+        change(security);
+    }
+    config
+}

@@ -100,6 +100,13 @@ async fn until_idle(server: &Server) {
     timeout(Duration::from_secs(20), wait).await.unwrap();
 }
 
+/// Writes without end.
+async fn fill(to: &mut (impl tokio::io::AsyncWrite + Unpin)) {
+    loop {
+        to.write_all(&[0; 65536]).await.unwrap();
+    }
+}
+
 #[tokio::test]
 async fn clients_that_vanish_leave_nothing() {
     let (server, backend) = start(Config::default()).await;
@@ -122,12 +129,7 @@ async fn clients_that_vanish_leave_nothing() {
         // In the middle of a write that nobody reads.
         let mut process = run(&server, protocols, &["cat"], ALL).await;
         let stdin = process.stdin.as_mut().unwrap();
-        let endless = async {
-            loop {
-                stdin.write_all(&[0; 65536]).await.unwrap();
-            }
-        };
-        let _: Result<(), _> = timeout(Duration::from_millis(300), endless).await;
+        let _ = timeout(Duration::from_millis(300), fill(stdin)).await;
         drop(process);
         until(&backend, 0).await;
         // With a connection into a pod.
@@ -153,25 +155,17 @@ async fn a_client_that_goes_while_its_input_waits_leaves_nothing() {
     for protocols in BOTH {
         let mut process = run(&server, protocols, &["sleep"], ALL).await;
         let stdin = process.stdin.as_mut().unwrap();
-        let endless = async {
-            loop {
-                stdin.write_all(&[0; 65536]).await.unwrap();
-            }
-        };
-        let _: Result<(), _> = timeout(Duration::from_millis(300), endless).await;
+        let _ = timeout(Duration::from_millis(300), fill(stdin)).await;
         drop(process);
         // The same into a connection whose other end never reads.
         let forwarder = forwarder(&server, protocols).await;
         let (near, mut far) = tokio::io::duplex(65536);
-        let endless = async {
-            loop {
-                far.write_all(&[0; 65536]).await.unwrap();
-            }
+        let both = async {
+            tokio::join!(fill(&mut far), async {
+                drop(forwarder.relay(port, near).await)
+            })
         };
-        let _: Result<((), ()), _> = timeout(Duration::from_millis(300), async {
-            tokio::join!(endless, async { drop(forwarder.relay(port, near).await) })
-        })
-        .await;
+        let _ = timeout(Duration::from_millis(300), both).await;
         drop(forwarder);
     }
     until(&backend, 0).await;

@@ -135,13 +135,7 @@ async fn shim(node: &mut Node) -> Outcome {
     let (pod, container) = node
         .run(&pod(&node.logs()), shell("main", &image, "sleep 1000"))
         .await?;
-    let request = v1::PodSandboxStatusRequest {
-        pod_sandbox_id: pod.clone(),
-        verbose: true,
-    };
-    let info = node.client.pod_sandbox_status(request).await?.info;
-    let info: serde_json::Value = serde_json::from_str(&info["info"])?;
-    let pid = i32::try_from(info["pid"].as_i64().unwrap_or(0))?;
+    let pid = i32::try_from(node.shim_pid(&pod).await?)?;
     let pid = rustix::process::Pid::from_raw(pid).ok_or_else(|| anyhow::anyhow!("no pid"))?;
     rustix::process::kill_process(pid, rustix::process::Signal::KILL)?;
     let status = node.exited(&container).await?;

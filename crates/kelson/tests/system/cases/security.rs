@@ -5,7 +5,7 @@ use kelson_cri::v1;
 
 use crate::case::{Case, Outcome, on_node};
 use crate::node::Node;
-use crate::pod::{pod, shell};
+use crate::pod::{pod, shell, with_security};
 
 pub(super) fn cases() -> Vec<Case> {
     vec![
@@ -25,20 +25,6 @@ pub(super) fn cases() -> Vec<Case> {
             Box::pin(program(node))
         }),
     ]
-}
-
-fn with_security(
-    mut config: v1::ContainerConfig,
-    change: impl FnOnce(&mut v1::LinuxContainerSecurityContext),
-) -> v1::ContainerConfig {
-    if let Some(security) = config
-        .linux
-        .as_mut()
-        .and_then(|linux| linux.security_context.as_mut())
-    {
-        change(security);
-    }
-    config
 }
 
 async fn defaults(node: &mut Node) -> Outcome {

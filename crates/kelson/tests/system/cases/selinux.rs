@@ -8,7 +8,7 @@ use kelson_cri::v1;
 
 use crate::case::{Case, Need, Outcome, on_node};
 use crate::node::Node;
-use crate::pod::{pod, shell};
+use crate::pod::{pod, shell, with_security};
 
 pub(super) fn cases() -> Vec<Case> {
     let case = |case: Case| case.needs(Need::Selinux);
@@ -32,20 +32,6 @@ async fn turn_on(node: &mut Node) -> Outcome {
     std::fs::write(path.join("selinux.toml"), "[security]\nselinux = true\n")?;
     node.kill().await?;
     node.restart().await
-}
-
-fn with(
-    mut config: v1::ContainerConfig,
-    change: impl FnOnce(&mut v1::LinuxContainerSecurityContext),
-) -> v1::ContainerConfig {
-    if let Some(security) = config
-        .linux
-        .as_mut()
-        .and_then(|linux| linux.security_context.as_mut())
-    {
-        change(security);
-    }
-    config
 }
 
 /// The label of a file of the host.
@@ -145,7 +131,7 @@ async fn labels(node: &mut Node) -> Outcome {
     ensure!(label_of(&kept)? == before, "{}", label_of(&kept)?);
 
     // The next container of the pod has the same label, one of another pod does not.
-    let second = with(shell("second", &image, "sleep 1000"), |_| {});
+    let second = shell("second", &image, "sleep 1000");
     let second = node.create(&id, &pod_config, second).await?;
     node.start_container(&second).await?;
     ensure!(node.output(&second, OWN).await? == process);
@@ -177,7 +163,7 @@ async fn asked(node: &mut Node) -> Outcome {
         })
     };
     let script = format!("{OWN}; grep ' / / ' /proc/1/mountinfo");
-    let only_level = with(shell("main", &image, &script), |security| {
+    let only_level = with_security(shell("main", &image, &script), |security| {
         security.selinux_options = options("", "s0:c4,c5");
     });
     let (log, _) = node.run_to_end(only_level).await?;
@@ -186,7 +172,7 @@ async fn asked(node: &mut Node) -> Outcome {
         "{log}"
     );
     ensure!(log.contains("container_file_t:s0:c4,c5"), "{log}");
-    let free = with(shell("main", &image, &script), |security| {
+    let free = with_security(shell("main", &image, &script), |security| {
         security.selinux_options = options("spc_t", "");
     });
     let (log, _) = node.run_to_end(free).await?;
@@ -198,7 +184,7 @@ async fn asked(node: &mut Node) -> Outcome {
         .as_mut()
         .and_then(|linux| linux.security_context.as_mut());
     security.context("no security")?.privileged = true;
-    let privileged = with(shell("main", &image, "sleep 1000"), |security| {
+    let privileged = with_security(shell("main", &image, "sleep 1000"), |security| {
         security.privileged = true;
         security.seccomp = None;
     });
@@ -207,7 +193,7 @@ async fn asked(node: &mut Node) -> Outcome {
     ensure!(label == "system_u:system_r:spc_t:s0", "{label}");
 
     // Nothing is made with a label that nobody knows, nor of what the machine needs.
-    let wrong = with(shell("wrong", &image, "true"), |security| {
+    let wrong = with_security(shell("wrong", &image, "true"), |security| {
         security.selinux_options = options("nobody_has_such_t", "");
     });
     let mut system = shell("wrong", &image, "true");

@@ -68,18 +68,12 @@ impl Echo {
         let (pod, container) = node
             .run(&pod(&node.logs()), shell("main", &image, "sleep 5555"))
             .await?;
-        let request = v1::PodSandboxStatusRequest {
-            pod_sandbox_id: pod.clone(),
-            verbose: true,
-        };
-        let info = node.client.pod_sandbox_status(request).await?.info;
-        let info: serde_json::Value = serde_json::from_str(&info["info"])?;
-        let shim = info["pid"].as_u64().context("the shim has no pid")?;
+        let shim = node.shim_pid(&pod).await?;
         let echo = Self {
             client: node.client.clone(),
             pod,
             container,
-            shim: u32::try_from(shim)?,
+            shim,
         };
         tokio::spawn(send_back(listen_in(echo.shim)?));
         Ok(echo)
