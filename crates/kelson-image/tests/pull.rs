@@ -567,7 +567,8 @@ async fn layers_come_side_by_side_and_stay_in_order() {
         }
     })
     .await;
-    let node = Node::new();
+    // Slow as it is, the lowest does not count as stalled.
+    let node = Node::with(|config| config.network.progress_window = Duration::from_secs(60));
     let name = fixture.image("stack");
     let pull = node.pull(&name);
     let watch = async {

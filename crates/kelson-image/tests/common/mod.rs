@@ -274,8 +274,15 @@ pub(crate) struct Node {
 
 impl Node {
     pub(crate) fn new() -> Self {
+        Self::with(|_| {})
+    }
+
+    /// One whose configuration is another.
+    pub(crate) fn with(change: impl FnOnce(&mut ImageConfig)) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let (images, snapshots) = open(dir.path());
+        let mut config = config(dir.path());
+        change(&mut config);
+        let (images, snapshots) = open(config);
         Self {
             dir,
             images,
@@ -291,7 +298,7 @@ impl Node {
             snapshots,
         } = self;
         drop((images, snapshots));
-        let (images, snapshots) = open(dir.path());
+        let (images, snapshots) = open(config(dir.path()));
         Self {
             dir,
             images,
@@ -372,8 +379,7 @@ pub(crate) fn amd64() -> Platform {
     }
 }
 
-fn open(root: &Path) -> (Images, Arc<Overlayfs>) {
-    let config = config(root);
+fn open(config: ImageConfig) -> (Images, Arc<Overlayfs>) {
     let snapshots = Arc::new(Overlayfs::open(&config.root, Options::default()).unwrap());
     let images = Images::open(config, Arc::clone(&snapshots) as Arc<dyn Snapshotter>).unwrap();
     (images, snapshots)

@@ -46,7 +46,9 @@ async fn volatile(node: &mut Node) -> Outcome {
     let image = node.busybox().await?;
     let config = shell("main", &image, "grep ' / overlay ' /proc/mounts");
     let (mounts, _) = node.run_to_end(config).await?;
-    ensure!(mounts.contains(",volatile"), "{mounts}");
+    // Since 6.18 the kernel names it as a way of syncing.
+    let volatile = |option| matches!(option, "volatile" | "fsync=volatile");
+    ensure!(mounts.split([',', ' ']).any(volatile), "{mounts}");
     Ok(())
 }
 
