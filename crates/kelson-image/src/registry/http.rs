@@ -19,6 +19,7 @@ use tokio::time::timeout;
 
 use super::error::{RequestError, origin, shown};
 use super::hosts::{HostsError, TlsFiles};
+use super::resolve::Resolver;
 use super::tls;
 use crate::config::NetworkConfig;
 
@@ -30,7 +31,7 @@ const MAX_MESSAGE: u64 = 8 << 10;
 /// Connections to hosts that share TLS settings. Cheap to clone.
 #[derive(Clone)]
 pub(crate) struct HttpClient {
-    client: Client<HttpsConnector<HttpConnector>, Full<Bytes>>,
+    client: Client<HttpsConnector<HttpConnector<Resolver>>, Full<Bytes>>,
     response_timeout: Duration,
 }
 
@@ -62,7 +63,7 @@ impl Clients {
 
 impl HttpClient {
     fn new(files: &TlsFiles, connect: Duration, response: Duration) -> Result<Self, HostsError> {
-        let mut http = HttpConnector::new();
+        let mut http = HttpConnector::new_with_resolver(Resolver::of_system());
         http.enforce_http(false);
         http.set_connect_timeout(Some(connect));
         http.set_nodelay(true);

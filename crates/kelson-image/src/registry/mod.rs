@@ -11,6 +11,7 @@ mod endpoint;
 mod error;
 mod hosts;
 mod http;
+mod resolve;
 mod retry;
 mod tls;
 
