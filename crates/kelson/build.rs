@@ -7,7 +7,15 @@
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");
     let target = |key: &str| std::env::var(format!("CARGO_CFG_TARGET_{key}")).unwrap_or_default();
-    if target("OS") == "linux" && target("ENV") == "gnu" {
-        println!("cargo::rustc-link-arg-bins=-no-pie");
+    if target("OS") != "linux" || target("ENV") != "gnu" {
+        return;
+    }
+    println!("cargo::rustc-link-arg-bins=-no-pie");
+    if target("FEATURE")
+        .split(',')
+        .any(|feature| feature == "crt-static")
+    {
+        // It is what rustc asks for by `-static-pie`, which `-no-pie` takes back.
+        println!("cargo::rustc-link-arg-bins=-static");
     }
 }

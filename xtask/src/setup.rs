@@ -4,7 +4,7 @@
 //! it are counted as skipped with the reason.
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 
@@ -215,28 +215,35 @@ pub(crate) fn program(root: &Path, named: Option<&Path>) -> Result<PathBuf> {
 
 /// Builds the program, as `cargo test` does.
 pub(crate) fn kelson(root: &Path) -> Result<PathBuf> {
-    let built = Command::new(env!("CARGO"))
-        .current_dir(root)
-        .args(["build", "--quiet", "--bin", "kelson"])
-        .status()
-        .context("cannot run cargo")?;
-    if !built.success() {
-        bail!("the program does not build");
-    }
-    Ok(root.join("target/debug/kelson"))
+    build_kelson(root, &[])
 }
 
 /// Builds the program as it is released.
 pub(crate) fn released_kelson(root: &Path) -> Result<PathBuf> {
-    let built = Command::new(env!("CARGO"))
+    build_kelson(root, &["--release"])
+}
+
+fn build_kelson(root: &Path, how: &[&str]) -> Result<PathBuf> {
+    let output = Command::new(env!("CARGO"))
         .current_dir(root)
-        .args(["build", "--release", "--quiet", "--bin", "kelson"])
-        .status()
+        .args(["build", "--quiet", "--bin", "kelson"])
+        .arg("--message-format=json-render-diagnostics")
+        .args(how)
+        .stderr(Stdio::inherit())
+        .output()
         .context("cannot run cargo")?;
-    if !built.success() {
+    if !output.status.success() {
         bail!("the program does not build");
     }
-    Ok(root.join("target/release/kelson"))
+    // Cargo says where it put it.
+    let messages = String::from_utf8_lossy(&output.stdout);
+    let mut programs = messages.lines().filter_map(|line| {
+        let message = serde_json::from_str::<serde_json::Value>(line).ok()?;
+        message["executable"].as_str().map(PathBuf::from)
+    });
+    programs
+        .next_back()
+        .context("cargo does not say where the program is")
 }
 
 fn is_newer(built: &Path, source: &Path) -> bool {

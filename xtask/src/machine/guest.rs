@@ -111,7 +111,10 @@ fn critest(root: &Path, options: &Options) -> Result<()> {
     } else {
         options.filter.as_deref()
     };
-    let program = root.join("target/debug/kelson");
+    // Where cargo puts it: beside the folder of the tests.
+    let tests = payload::tests(root)?;
+    let deps = tests.first().and_then(|test| test.program.parent());
+    let program = deps.context("there are no tests")?.with_file_name("kelson");
     let program = program
         .to_str()
         .context("the workspace's path is not UTF-8")?;
