@@ -98,6 +98,13 @@ pub trait Snapshotter: Send + Sync {
     /// [`SnapshotError::UnknownLayer`] if `parent` is not committed, or the disk failed.
     fn commit(&self, staging: Staging, parent: Option<&ChainId>) -> Result<ChainId, SnapshotError>;
 
+    /// Has everything that was written to its file system until now forced to the disk in the background, a
+    /// moment later, together with what was committed.
+    ///
+    /// # Errors
+    /// The system has no thread for it.
+    fn sync_soon(&self) -> Result<(), SnapshotError>;
+
     /// Whether the chain is committed. Use [`hold`](Self::hold) to rely on the answer.
     fn has(&self, chain: &ChainId) -> bool;
 

@@ -62,7 +62,7 @@ impl Content {
         (Digest::of(&bytes) == *digest).then_some(bytes)
     }
 
-    /// Writes a blob durably. One that is there and whole is left alone.
+    /// Writes a blob, which the caller makes durable. One that is there and whole is left alone.
     pub(crate) fn write(&self, digest: &Digest, bytes: &[u8]) -> Result<(), ImageError> {
         if self.read(digest).is_some() {
             return Ok(());
@@ -78,20 +78,14 @@ impl Content {
             .truncate(true)
             .mode(0o600)
             .open(&temporary)
-            .and_then(|mut file| {
-                file.write_all(bytes)?;
-                file.sync_all()
-            });
+            .and_then(|mut file| file.write_all(bytes));
         if let Err(source) = written {
             // The first error is the one to report; the rest of a full disk is cleaned at start.
             let _ = fs::remove_file(&temporary);
             return Err(failed("write", &temporary)(source));
         }
         let path = self.path(digest);
-        fs::rename(&temporary, &path).map_err(failed("rename", &path))?;
-        File::open(&self.blobs)
-            .and_then(|directory| directory.sync_all())
-            .map_err(failed("sync", &self.blobs))
+        fs::rename(&temporary, &path).map_err(failed("rename", &path))
     }
 
     /// Removes all blobs that `keep` does not name.

@@ -23,6 +23,9 @@ impl Inner {
         for (digest, bytes) in &pulled.blobs {
             self.content.write(digest, bytes)?;
         }
+        // Waiting for it would be waiting for all layers that were unpacked just now. An image whose
+        // documents a power loss overtook is absent at the next start, as one without its layers is.
+        self.snapshots.sync_soon()?;
         let Pulled {
             reference,
             target,

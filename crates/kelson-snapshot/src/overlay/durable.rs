@@ -1,4 +1,4 @@
-//! Makes committed layers durable behind the back of who commits them.
+//! Makes committed layers, and what else is written beside them, durable behind the back of who commits them.
 //!
 //! A commit does not wait for the disk: a pull would spend half of its time there. The record of a
 //! new layer names the boot that it was written in; a thread forces everything to disk a moment
@@ -35,24 +35,29 @@ struct Shared {
 struct State {
     /// Directories of layers, and their records.
     layers: Vec<(PathBuf, LayerRecord)>,
-    /// Whether the thread will look at `layers` again.
+    /// Whether something else waits to be forced to disk.
+    others: bool,
+    /// Whether the thread will look at these again.
     running: bool,
     ended: bool,
 }
 
 impl Durable {
-    /// Has the layer in `dir` made durable soon. `file_system` is any descriptor of its file system.
+    /// Has what was written to the file system of `file_system` made durable soon, and then the directory of
+    /// a layer with its record.
     ///
     /// # Errors
-    /// No thread could be started; the layer is not durable then.
+    /// No thread could be started; nothing is durable then.
     pub(super) fn add(
         &self,
         file_system: &OwnedFd,
-        dir: PathBuf,
-        record: LayerRecord,
+        layer: Option<(PathBuf, LayerRecord)>,
     ) -> io::Result<()> {
         let mut state = self.shared.lock();
-        state.layers.push((dir, record));
+        match layer {
+            Some(layer) => state.layers.push(layer),
+            None => state.others = true,
+        }
         if state.running {
             return Ok(());
         }
@@ -97,7 +102,8 @@ impl Shared {
                 .wait_timeout_while(state, GATHER, |state| !state.ended)
                 .unwrap_or_else(PoisonError::into_inner);
             let layers = std::mem::take(&mut state.layers);
-            if layers.is_empty() {
+            let others = std::mem::take(&mut state.others);
+            if layers.is_empty() && !others {
                 state.running = false;
                 return;
             }

@@ -174,7 +174,7 @@ impl Inner {
     }
 
     fn make_durable(&self, dir: PathBuf, record: LayerRecord) -> Result<(), SnapshotError> {
-        let added = self.durable.add(&self.lock, dir, record);
+        let added = self.durable.add(&self.lock, Some((dir, record)));
         added.map_err(on("force layers to disk in", &self.root))
     }
 
@@ -296,6 +296,14 @@ impl Snapshotter for Overlayfs {
 
     fn commit(&self, staging: Staging, parent: Option<&ChainId>) -> Result<ChainId, SnapshotError> {
         self.settle(staging, parent)
+    }
+
+    fn sync_soon(&self) -> Result<(), SnapshotError> {
+        let added = self.0.durable.add(&self.0.lock, None);
+        added.map_err(on(
+            "force to disk what is in the file system of",
+            &self.0.root,
+        ))
     }
 
     fn has(&self, chain: &ChainId) -> bool {
