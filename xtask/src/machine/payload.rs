@@ -2,13 +2,12 @@
 //! information, and what to do with them. It is mounted in the machine where the workspace is here,
 //! so that paths which programs were built with are right there.
 
-use std::fs;
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
-use tempfile::TempDir;
 
 use super::{Options, Suite, image};
 use crate::setup;
@@ -20,12 +19,11 @@ const ARGUMENTS: &str = "target/machine-arguments";
 /// The test programs, as `Tests` writes them.
 const TESTS: &str = "target/machine-tests";
 
-/// A disk; removed when dropped.
+/// A disk, without a name: it goes with the last who has it open.
 pub(crate) struct Payload {
     /// Where it is mounted in the machine.
     pub(crate) root: PathBuf,
-    pub(crate) disk: PathBuf,
-    _dir: TempDir,
+    pub(crate) disk: File,
 }
 
 /// A test program.
@@ -69,11 +67,12 @@ pub(crate) fn make(root: &Path, options: &Options) -> Result<Payload> {
     write(TESTS, listed(&built.tests))?;
     let disk = dir.path().join("tests.img");
     image::disk(&tree, &disk, "4G")?;
-    fs::remove_dir_all(&tree).context("cannot remove what is on the disk now")?;
+    let disk = File::open(disk).context("cannot open the disk")?;
+    dir.close()
+        .context("cannot remove what is on the disk now")?;
     Ok(Payload {
         root: root.to_owned(),
         disk,
-        _dir: dir,
     })
 }
 

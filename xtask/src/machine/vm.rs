@@ -2,12 +2,14 @@
 
 use std::fs::{self, File};
 use std::io::{BufRead as _, BufReader};
+use std::os::fd::AsRawFd as _;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use rustix::io::{FdFlags, fcntl_setfd};
 use tempfile::TempDir;
 
 use super::image::Image;
@@ -54,10 +56,12 @@ impl Vm {
             line.push_str(" kelson.shell=1");
         }
         command.args(["-m", "3G", "-append", &line]);
+        fcntl_setfd(&payload.disk, FdFlags::empty()).context("cannot pass the disk on")?;
+        let tests = format!("/proc/self/fd/{}", payload.disk.as_raw_fd());
         // The kernel knows NVMe without help; which of two such disks is the first is chance.
         let disks = [
-            ("root", &image.disk, "nvme,serial=root"),
-            ("tests", &payload.disk, "virtio-blk-pci"),
+            ("root", image.disk.as_path(), "nvme,serial=root"),
+            ("tests", Path::new(&tests), "virtio-blk-pci"),
         ];
         for (id, disk, device) in disks {
             // Two cores are busy enough without waiting for the host's disk.

@@ -26,7 +26,7 @@ pub(super) struct Resolver {
 
 /// Why there is no address.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot resolve {name}: {source}")]
+#[error("cannot resolve {name}")]
 pub(super) struct ResolveError {
     name: String,
     source: NetError,
@@ -168,11 +168,7 @@ mod tests {
         // A name without a dot is searched for.
         assert_eq!(ask(&mut resolver, "registry").await.unwrap(), address);
         let error = ask(&mut resolver, "elsewhere.example").await.unwrap_err();
-        let text = error.to_string();
-        assert!(
-            text.starts_with("cannot resolve elsewhere.example: "),
-            "{text}"
-        );
+        assert_eq!(error.to_string(), "cannot resolve elsewhere.example");
     }
 
     #[tokio::test]
