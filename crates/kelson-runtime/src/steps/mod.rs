@@ -165,6 +165,8 @@ pub(crate) fn run_restore<'a>(
         (Step::Prepare, |c| prepare::run(&mut c.process)),
         (Step::Prepare, |c| prepare::session(&mut c.process)),
         (Step::Cgroup, namespaces::enter_cgroup),
+        // What it restores begins with its own, which is the shim's otherwise.
+        (Step::Limits, |c| limits::oom_score_adj(&mut c.process)),
         (Step::Rootfs, rootfs::open),
         (Step::Rootfs, rootfs::attach),
         (Step::Mounts, restorer::make_targets),
