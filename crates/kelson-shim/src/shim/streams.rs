@@ -13,7 +13,7 @@ use rustix::event::epoll::EventFlags;
 
 /// How much a pipe of a container may hold: the more, the fewer times the shim has to be woken.
 /// More than 1 MiB needs a privilege.
-const PIPE_SIZE: usize = 1 << 20;
+pub(super) const PIPE_SIZE: usize = 1 << 20;
 
 /// How much is read at once.
 const INPUT_SIZE: usize = 256 << 10;

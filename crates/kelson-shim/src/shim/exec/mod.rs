@@ -21,9 +21,10 @@ use super::conn::Role;
 use super::container::{launch_refusal, seccomp_program, silent_end};
 use super::input::Inlet;
 use super::poll::Token;
-use super::streams::{Outputs, Streams};
+use super::streams::{Outputs, PIPE_SIZE, Streams};
 use super::{KILL_AGAIN, KILL_WAIT, Shim, exit_code, internal, now_ns, refusal};
 use crate::log::Stream;
+use crate::proto::frame::MAX_DATA;
 use crate::proto::{ExecExit, ExecRequest, Refusal, RefusalKind, Reply, Started};
 
 /// How long output is waited for after the process has ended, when something that it has started
@@ -330,8 +331,12 @@ impl Shim {
         };
         let (status, until) = (*status, *until);
         for stream in [Stream::Stdout, Stream::Stderr] {
-            // Not for ever: something may go on writing as fast as this reads.
-            while self.exec_forward(serial, stream) && Instant::now() < until {}
+            // All that comes while there is time, and then as much as a pipe holds: that may be older than the
+            // end, however late this is. Not for ever: something may go on writing as fast as this reads.
+            let mut rest = PIPE_SIZE.div_ceil(MAX_DATA);
+            while rest > 0 && self.exec_forward(serial, stream) {
+                rest -= usize::from(Instant::now() >= until);
+            }
         }
         let Some(exec) = self.execs.get(&serial) else {
             return;
