@@ -130,7 +130,7 @@ fn build(root: &Path) -> Result<Built> {
     Ok(built(&String::from_utf8_lossy(&output.stdout)))
 }
 
-/// The programs in cargo's messages: binaries, and the tests beside the sources' own.
+/// The programs in cargo's messages: binaries and examples, and the tests beside the sources' own.
 fn built(messages: &str) -> Built {
     let mut built = Built::default();
     for message in messages
@@ -153,7 +153,7 @@ fn built(messages: &str) -> Built {
                 dir: dir.to_owned(),
                 program: program.into(),
             }),
-            ("bin", Some(false)) if package != "xtask" => built.programs.push(program.into()),
+            ("bin" | "example", Some(false)) if package != "xtask" => built.programs.push(program.into()),
             _ => {}
         }
     }

@@ -18,6 +18,12 @@ use crate::image::Registry;
 /// How long the daemon may take to come up, to end, and containers to do something.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
+/// By how much this machine is slower than others: it may be emulated (`KELSON_TEST_SLOW`).
+pub(crate) fn slowness() -> usize {
+    let times = std::env::var("KELSON_TEST_SLOW").ok();
+    times.and_then(|times| times.parse().ok()).unwrap_or(1)
+}
+
 /// A daemon with everything around it.
 pub(crate) struct Node {
     dir: TempDir,

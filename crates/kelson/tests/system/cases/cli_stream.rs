@@ -3,7 +3,7 @@
 use std::process::Stdio;
 use std::time::Duration;
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, bail, ensure};
 use rustix::process::Signal;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
@@ -190,15 +190,26 @@ async fn attach(node: &mut Node) -> Outcome {
         .kill_on_drop(true)
         .spawn()?;
     let mut lines = BufReader::new(watcher.stdout.take().context("no output")?).lines();
-    moment().await;
-    screen.type_in("two\r")?;
-    screen.expect("<two>")?;
-    loop {
-        let line = tokio::time::timeout(PATIENCE, lines.next_line()).await??;
-        if line.context("the watcher has ended")?.contains("<two>") {
-            break;
+    let seen = async {
+        while let Some(line) = lines.next_line().await? {
+            if line.contains("<two>") {
+                return Ok(());
+            }
         }
-    }
+        bail!("the watcher has ended")
+    };
+    // It is attached when it sees something.
+    let type_in = async {
+        loop {
+            screen.type_in("two\r")?;
+            screen.expect("<two>")?;
+            moment().await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, async {
+        tokio::select! { outcome = seen => outcome, outcome = type_in => outcome }
+    })
+    .await??;
     screen.type_in("\x18")?;
     let status = screen.end().await?;
     ensure!(status.code() == Some(0), "{status}");
@@ -277,6 +288,8 @@ async fn port_forward(node: &mut Node) -> Outcome {
     run(node, &["-d", "--name", "site", &image, "-c", script])
         .await?
         .ok()?;
+    let serves = "until wget -q -O /dev/null http://127.0.0.1; do sleep 0.1; done";
+    ok(node, &["exec", "site", "sh", "-c", serves]).await?;
     let mut child = client(node)
         .args(["port-forward", "site", ":80", ":81"])
         .stdin(Stdio::null())

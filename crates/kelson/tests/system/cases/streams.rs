@@ -16,7 +16,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::case::{Case, Need, Outcome, on_node};
-use crate::node::{Node, PATIENCE};
+use crate::node::{Node, PATIENCE, slowness};
 use crate::pod::{pod, shell};
 
 const BOTH: [Protocols; 2] = [Protocols::WebSocket, Protocols::Spdy];
@@ -227,7 +227,7 @@ async fn settles(name: &str, pid: u32, before: Holds, memory: usize) -> anyhow::
 
 async fn at_once(echo: &std::sync::Arc<Echo>) -> anyhow::Result<()> {
     let mut tasks = JoinSet::new();
-    for number in 0..2 * AT_ONCE {
+    for number in 0..2 * AT_ONCE / slowness() {
         let echo = std::sync::Arc::clone(echo);
         tasks.spawn(async move {
             let protocols = BOTH[number / 2 % 2];
@@ -251,7 +251,7 @@ async fn thousands(node: &mut Node) -> Outcome {
     at_once(&echo).await?;
     sleep(Duration::from_secs(5)).await;
     let before = (holds(daemon)?, holds(echo.shim)?);
-    for number in 0..MANY {
+    for number in 0..MANY / slowness() {
         let protocols = BOTH[number % 2];
         echo.exec(protocols).await?;
         echo.forward(protocols).await?;
