@@ -4,6 +4,7 @@
 //! the kernel has something of it. containerd's shim cannot find its containers' cgroups meanwhile, so
 //! that it answers without statistics, faster than with them.
 
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -23,6 +24,8 @@ pub(super) fn wait_for_mounted() -> Result<()> {
         if lost.is_empty() {
             return Ok(());
         }
+        lost.iter()
+            .try_for_each(|controllers| let_go(controllers))?;
         if begin.elapsed() > PATIENCE {
             bail!(
                 "the cgroup hierarchies {lost:?} exist and are not mounted: containerd would answer \
@@ -31,6 +34,23 @@ pub(super) fn wait_for_mounted() -> Result<()> {
         }
         std::thread::sleep(POLL);
     }
+}
+
+/// Mounts a hierarchy and takes it away again: one without cgroups goes with its last mount.
+fn let_go(controllers: &str) -> Result<()> {
+    let dir = tempfile::tempdir().context("cannot make a directory")?;
+    let run = |command: &mut Command| {
+        let output = command.output().context("cannot run mount or umount")?;
+        anyhow::Ok(output.status.success())
+    };
+    // While the kernel is taking it away it cannot be mounted.
+    if run(Command::new("mount")
+        .args(["-t", "cgroup", "-o", controllers, "none"])
+        .arg(dir.path()))?
+    {
+        run(Command::new("umount").arg(dir.path()))?;
+    }
+    Ok(())
 }
 
 /// Controllers of hierarchies in `cgroups` (proc(5), `/proc/<pid>/cgroup`) that are not in `mounts`.
