@@ -153,7 +153,9 @@ fn built(messages: &str) -> Built {
                 dir: dir.to_owned(),
                 program: program.into(),
             }),
-            ("bin" | "example", Some(false)) if package != "xtask" => built.programs.push(program.into()),
+            ("bin" | "example", Some(false)) if package != "xtask" => {
+                built.programs.push(program.into())
+            }
             _ => {}
         }
     }

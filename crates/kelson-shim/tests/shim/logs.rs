@@ -83,7 +83,10 @@ async fn both_streams(world: World) -> World {
 async fn reopened(world: World) -> World {
     const COUNT: u32 = 300_000;
     let mut pod = world.pod().await;
-    let request = pod.sh(&format!("seq 1 {COUNT}")).await;
+    // It takes a while, however much of it the pipe holds.
+    let script =
+        format!("seq 1 100000; sleep 0.3; seq 100001 200000; sleep 0.3; seq 200001 {COUNT}");
+    let request = pod.sh(&script).await;
     let log = request.log.clone().unwrap();
     let mut old = Vec::new();
     for number in 0..40 {
