@@ -114,9 +114,14 @@ impl Layers<'_> {
         }
         // Indexing would refuse layers that another overlay uses too.
         let _ = fs.set(c"index", c"off");
-        fs.mount(0)
-            .map(Some)
-            .map_err(|e| explained(&fs, "mount the overlay", e))
+        match fs.mount(0) {
+            Ok(tree) => Ok(Some(tree)),
+            Err(e) => match fs.explanation() {
+                // Before 6.5 options are only gathered until here, and nothing is explained.
+                None if e == Errno::INVAL => Ok(None),
+                text => Err(failure("mount the overlay", text, e)),
+            },
+        }
     }
 
     /// Mounts on `target`, with all options in one string.
@@ -221,7 +226,11 @@ fn c_label(label: &str) -> Result<CString, Failure> {
 
 /// A failure with the kernel's own explanation, where it gives one.
 pub(super) fn explained(fs: &Filesystem, what: &str, errno: Errno) -> Failure {
-    match fs.explanation() {
+    failure(what, fs.explanation(), errno)
+}
+
+fn failure(what: &str, explanation: Option<String>, errno: Errno) -> Failure {
+    match explanation {
         Some(text) => Failure::errno(format!("cannot {what} (the kernel says: {text})"), errno),
         None => Failure::errno(format!("cannot {what}"), errno),
     }
