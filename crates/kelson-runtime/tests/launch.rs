@@ -847,6 +847,9 @@ fn the_root_of_a_user_namespace_makes_cgroups_in_its_own() {
         assert!(out.contains("\n0::/mine\n"), "{out}");
         assert_eq!(owner(dir.join(&path[1..])), 100_000);
         fs::remove_dir(dir.join(&path[1..]).join("mine")).unwrap();
+        // What is mounted in the test's directory would keep it.
+        world.cgroup.remove().unwrap();
+        kelson_sys::mount::detach(&dir).unwrap();
     });
 }
 
