@@ -1,8 +1,8 @@
 //! Links the program at a fixed address.
 //!
-//! Relocating it would copy 160 pages whenever it is executed, which `kelson oci` is three times for a
-//! container, and keep them for the daemon and the zygote. Heap, stacks and libraries stay where the kernel's
-//! chance puts them.
+//! Relocating it would copy 160 pages whenever it is executed, which `kelson oci` is four times for a
+//! container, and keep them for the daemon and the zygote. Heap and stacks stay where the kernel's chance
+//! puts them.
 
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");
